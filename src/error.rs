@@ -1,0 +1,111 @@
+//! What a caller can get wrong, every message in one place.
+
+use std::fmt;
+
+/// The result of a call that checks what it was given.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// A mistake in a call, found before anything was written.
+///
+/// The text names the argument as in the signature, says what would be right and what came.
+///
+/// # Example
+///
+/// ```
+/// use layernorm::{LayerNorm, ndarray::Array2};
+///
+/// let norm = LayerNorm::<f32>::new(4);
+/// let error = norm.forward(&Array2::zeros((2, 3))).unwrap_err();
+/// assert_eq!(error.to_string(), "`x` must have shape [_, 4], but has [2, 3]");
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Error {
+    /// The trailing axes of an input are not the normalized shape, or there are too few axes.
+    Trailing {
+        /// The argument's name.
+        argument: &'static str,
+        /// The normalized shape of the layer.
+        normalized: Vec<usize>,
+        /// The shape that came.
+        got: Vec<usize>,
+    },
+    /// An array must have exactly one shape, and has another.
+    Shape {
+        /// The argument's name.
+        argument: &'static str,
+        /// The shape that is right.
+        expected: Vec<usize>,
+        /// The shape that came.
+        got: Vec<usize>,
+    },
+    /// `saved` was filled by a forward call on an array of another shape.
+    Saved {
+        /// The shape of `x` in this call.
+        expected: Vec<usize>,
+        /// The shape of `x` in the call that filled `saved`.
+        got: Vec<usize>,
+    },
+    /// A gradient lacks a parameter that the layer has, or has one that the layer lacks.
+    Parameter {
+        /// The argument's name.
+        argument: &'static str,
+        /// The parameter's name.
+        parameter: &'static str,
+        /// Whether the layer has this parameter.
+        expected: bool,
+    },
+    /// `eps` is negative, infinite or NaN.
+    Eps {
+        /// The value that came.
+        got: f64,
+    },
+    /// The layer normalizes over no element at all.
+    Empty {
+        /// The normalized shape of the layer.
+        normalized: Vec<usize>,
+    },
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Trailing { argument, normalized, got } => {
+                write!(f, "`{argument}` must have shape [")?;
+                if got.len() < normalized.len() {
+                    f.write_str("..")?;
+                } else {
+                    let leading = vec!["_"; got.len() - normalized.len()];
+                    f.write_str(&leading.join(", "))?;
+                }
+                for (axis, length) in normalized.iter().enumerate() {
+                    let first = axis == 0 && got.len() == normalized.len();
+                    write!(f, "{}{length}", if first { "" } else { ", " })?;
+                }
+                write!(f, "], but has {got:?}")
+            }
+            Self::Shape { argument, expected, got } => {
+                write!(f, "`{argument}` must have shape {expected:?}, but has {got:?}")
+            }
+            Self::Saved { expected, got } => write!(
+                f,
+                "`saved` must come from a forward call on an `x` of shape {expected:?}, but comes from one on {got:?}"
+            ),
+            Self::Parameter { argument, parameter, expected: true } => {
+                write!(f, "`{argument}` must have a {parameter}, as the layer has, but has none")
+            }
+            Self::Parameter { argument, parameter, expected: false } => {
+                write!(f, "`{argument}` must have no {parameter}, as the layer has none, but has one")
+            }
+            Self::Eps { got } => {
+                write!(f, "`eps` must be finite and at least 0, but is {got}")
+            }
+            Self::Empty { normalized } => write!(
+                f,
+                "a layer of normalized shape {normalized:?} has no element to take a mean of: every axis must be at least 1"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for Error {}

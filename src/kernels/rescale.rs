@@ -1,0 +1,84 @@
+//! Rows whose squares overflow or underflow: their moments are those of the row times a power of two.
+//!
+//! ```text
+//! e    = ⌊log₂ max|x|⌋                  x′ = x · 2^-e,   max|x′| in [1, 2)
+//! μ′, r′ from x′ with ε′ = ε · 2^-2e     x̂ = (x − μ)·r = (x′ − μ′)·r′
+//! dx   = dx′ · 2^-e                      because r = r′ · 2^-e
+//! ```
+//!
+//! Multiplying by a power of two rounds nothing, so a row that needs this gives the same bits as the same row at
+//! a scale that does not. Rows like that are rare: they are found after their sums, and pay for it themselves.
+
+use fearless_simd::Simd;
+use fearless_simd_macros::simd;
+
+use crate::element::{Element, LARGEST_BLOCK, times_power_of_two};
+use crate::kernels::moments::{Epsilon, Statistics, block_moments, join_moments};
+
+/// A row times 2^-exponent.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rescaled<T> {
+    pub(crate) exponent: i32,
+    /// In units of the rescaled row.
+    pub(crate) statistics: Statistics<T>,
+}
+
+impl<T: Element> Rescaled<T> {
+    /// Mean and rstd in the row's own units, as far as they are numbers there.
+    pub(crate) fn in_units_of_row(&self) -> Statistics<T> {
+        let Statistics { mean, low, rstd, safe } = self.statistics;
+        Statistics {
+            mean: times_power_of_two(mean, self.exponent),
+            low: times_power_of_two(low, self.exponent),
+            rstd: times_power_of_two(rstd, -self.exponent),
+            safe,
+        }
+    }
+}
+
+/// ⌊log₂ max|x|⌋ (0 for a row of zeros), or nothing if an element is infinite or NaN.
+pub(crate) fn exponent<T: Element>(row: &[T]) -> Option<i32> {
+    let mut largest = T::zero();
+    for &x in row {
+        if !x.is_finite() {
+            return None;
+        }
+        largest = if x.abs() > largest { x.abs() } else { largest };
+    }
+    let (mantissa, exponent, _) = largest.integer_decode();
+    if mantissa == 0 { Some(0) } else { Some(i32::from(exponent) + mantissa.ilog2() as i32) }
+}
+
+/// Fills `out` with `x` · 2^-`exponent`.
+pub(crate) fn rescale<T: Element>(x: &[T], exponent: i32, out: &mut [T]) {
+    for (out, &x) in out.iter_mut().zip(x) {
+        *out = times_power_of_two(x, -exponent);
+    }
+}
+
+/// The statistics of a row of any length and scale: NaN if one of its elements is not finite.
+#[simd]
+#[cold]
+pub(crate) fn rescued<S: Simd, T: Element>(simd: S, row: &[T], epsilon: Epsilon) -> Rescaled<T> {
+    let Some(exponent) = exponent(row) else {
+        let nan = T::nan();
+        return Rescaled { exponent: 0, statistics: Statistics { mean: nan, low: nan, rstd: nan, safe: true } };
+    };
+    rescued_at(simd, row, epsilon, exponent)
+}
+
+/// The statistics of a row whose exponent is known.
+#[simd]
+#[cold]
+pub(crate) fn rescued_at<S: Simd, T: Element>(simd: S, row: &[T], epsilon: Epsilon, exponent: i32) -> Rescaled<T> {
+    let mut scaled = [T::zero(); LARGEST_BLOCK];
+    let moments = join_moments(row.chunks(T::BLOCK).map(
+        #[inline(always)]
+        |block| {
+            let scaled = &mut scaled[..block.len()];
+            rescale(block, exponent, scaled);
+            block_moments(simd, scaled)
+        },
+    ));
+    Rescaled { exponent, statistics: moments.finish(epsilon.rescaled(exponent)) }
+}

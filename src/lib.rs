@@ -1,0 +1,36 @@
+//! Layer normalization (Ba, Kiros & Hinton, 2016) on [`ndarray`], forward and backward.
+#![doc = ""]
+#![forbid(unsafe_code)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod element;
+mod error;
+mod kernels;
+mod norm;
+mod parallel;
+mod params;
+mod rows;
+mod simd;
+mod tiles;
+
+pub mod grad_check;
+
+pub use element::Element;
+pub use error::{Error, Result};
+pub use ndarray;
+pub use norm::{LayerNorm, Saved};
+pub use params::{Affine, Parameters};
+
+/// The instruction set this process runs on: `avx512`, `avx2`, `sse4.2`, `sse2`, `neon`, `wasm` or `fallback`.
+///
+/// The best of this CPU, unless the environment variable `LAYERNORM_SIMD` names a lower one. It changes the speed, not
+/// the bits.
+pub fn instruction_set() -> &'static str {
+    simd::name(simd::level())
+}
+
+/// Every name that `LAYERNORM_SIMD` takes on this CPU and in this build, best first; for tests of the bit contract.
+#[doc(hidden)]
+pub fn instruction_sets() -> Vec<&'static str> {
+    simd::available().map(simd::name).collect()
+}

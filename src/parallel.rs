@@ -1,0 +1,68 @@
+//! Work cut into pieces, and the buffers of a thread.
+//!
+//! Threads fill places that were fixed beforehand; they never decide an order of additions. The only file that
+//! knows rayon.
+
+use crate::element::{Arithmetic, Element};
+
+/// Work that can be cut in two.
+pub(crate) trait Job: Sized + Send {
+    /// How many parts it can be cut into.
+    fn pieces(&self) -> usize;
+
+    /// The first `pieces` pieces, and the others.
+    fn split(self, pieces: usize) -> (Self, Self);
+
+    /// Does all of it, on this thread.
+    fn run(self);
+}
+
+/// Bytes below which waking other threads costs more than they bring.
+const WORTH_THREADS: usize = 1024 * 1024;
+
+/// Does a job that touches that many bytes, on the pool this thread is in if that pays.
+pub(crate) fn run<J: Job>(job: J, bytes: usize) {
+    #[cfg(feature = "rayon")]
+    if bytes >= WORTH_THREADS && job.pieces() > 1 && rayon::current_num_threads() > 1 {
+        return fork(job);
+    }
+    let _ = bytes;
+    job.run();
+}
+
+#[cfg(feature = "rayon")]
+fn fork<J: Job>(job: J) {
+    match job.pieces() {
+        0 | 1 => job.run(),
+        pieces => {
+            let (first, second) = job.split(pieces / 2);
+            rayon::join(|| fork(first), || fork(second));
+        }
+    }
+}
+
+/// Lends `f` a buffer of `len` elements, whatever is in them. It is this thread's, and kept for the next call.
+pub(crate) fn lend<T: Element, R>(len: usize, f: impl FnOnce(&mut [T]) -> R) -> R {
+    // Taken, not borrowed: another job may run on this thread before `f` returns.
+    let mut buffer = T::with_scratch(|scratch| std::mem::take(&mut scratch.elements));
+    let result = f(grown(&mut buffer, len));
+    T::with_scratch(|scratch| scratch.elements = buffer);
+    result
+}
+
+/// Lends `f` a buffer of `len` wide numbers, all 0.
+pub(crate) fn lend_wide<T: Element, R>(len: usize, f: impl FnOnce(&mut [T::Wide]) -> R) -> R {
+    let mut buffer = T::with_scratch(|scratch| std::mem::take(&mut scratch.wide));
+    let zeros = grown(&mut buffer, len);
+    zeros.fill(<T as Arithmetic>::Wide::default());
+    let result = f(zeros);
+    T::with_scratch(|scratch| scratch.wide = buffer);
+    result
+}
+
+fn grown<N: Copy + Default>(buffer: &mut Vec<N>, len: usize) -> &mut [N] {
+    if buffer.len() < len {
+        buffer.resize(len, N::default());
+    }
+    &mut buffer[..len]
+}

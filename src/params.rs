@@ -1,0 +1,147 @@
+//! Parameters by name: what an optimizer, a file or a sum over machines walks through.
+
+use ndarray::{ArrayD, ArrayViewD, ArrayViewMutD, IxDyn};
+
+use crate::element::Element;
+use crate::error::{Error, Result};
+
+/// Named arrays in a fixed order, and gradients that match them one by one.
+///
+/// # Example
+///
+/// Gradient descent, written once for every layer:
+///
+/// ```
+/// use layernorm::{LayerNorm, Parameters, Result};
+///
+/// fn descend<P: Parameters<f32>>(layer: &mut P, grad: &P::Gradient, rate: f32) -> Result<()> {
+///     layer.zip(grad, |_name, mut parameter, gradient| parameter.scaled_add(-rate, &gradient))
+/// }
+///
+/// let mut norm = LayerNorm::<f32>::new(3);
+/// let mut grad = norm.zero_grad();
+/// grad.gain_mut().unwrap().fill(2.0);
+/// descend(&mut norm, &grad, 0.25)?;
+/// assert_eq!(norm.gain().unwrap().as_slice().unwrap(), [0.5; 3]);
+/// # Ok::<(), layernorm::Error>(())
+/// ```
+pub trait Parameters<T: Element> {
+    /// What `backward` adds to: one array for each parameter, of the same shape and in the same order.
+    type Gradient;
+
+    /// Calls `f` with the name and the value of each parameter.
+    fn visit(&self, f: impl FnMut(&str, ArrayViewD<'_, T>));
+
+    /// Calls `f` with the name and the value of each parameter, to be changed.
+    fn visit_mut(&mut self, f: impl FnMut(&str, ArrayViewMutD<'_, T>));
+
+    /// Calls `f` with the name, the value and the gradient of each parameter.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Shape`] or [`Error::Parameter`] if `grad` belongs to a layer of another shape or with other
+    /// parameters; `f` is not called then.
+    fn zip(
+        &mut self,
+        grad: &Self::Gradient,
+        f: impl FnMut(&str, ArrayViewMutD<'_, T>, ArrayViewD<'_, T>),
+    ) -> Result<()>;
+}
+
+/// A gain and a bias, each optional, or their gradients.
+///
+/// [`zero_grad`](crate::LayerNorm::zero_grad) makes one that fits a layer; `backward` adds to it.
+///
+/// # Shapes
+///
+/// Both have the layer's normalized shape.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Affine<T> {
+    pub(crate) gain: Option<ArrayD<T>>,
+    pub(crate) bias: Option<ArrayD<T>>,
+}
+
+impl<T: Element> Affine<T> {
+    /// Gain 1 and bias 0, as the paper starts.
+    pub(crate) fn identity(shape: &[usize]) -> Self {
+        Self { gain: Some(ArrayD::from_elem(IxDyn(shape), T::one())), bias: Some(ArrayD::zeros(IxDyn(shape))) }
+    }
+
+    /// The gain, or the gradient by it; `None` in a layer without gain.
+    pub fn gain(&self) -> Option<ArrayViewD<'_, T>> {
+        self.gain.as_ref().map(|gain| gain.view())
+    }
+
+    /// The gain, or the gradient by it, to be changed.
+    pub fn gain_mut(&mut self) -> Option<ArrayViewMutD<'_, T>> {
+        self.gain.as_mut().map(|gain| gain.view_mut())
+    }
+
+    /// The bias, or the gradient by it; `None` in a layer without bias.
+    pub fn bias(&self) -> Option<ArrayViewD<'_, T>> {
+        self.bias.as_ref().map(|bias| bias.view())
+    }
+
+    /// The bias, or the gradient by it, to be changed.
+    pub fn bias_mut(&mut self) -> Option<ArrayViewMutD<'_, T>> {
+        self.bias.as_mut().map(|bias| bias.view_mut())
+    }
+
+    /// Sets every element to 0: before the first batch of a step, not between batches.
+    pub fn fill_zero(&mut self) {
+        self.visit_mut(|_, mut array| array.fill(T::zero()));
+    }
+
+    /// Arrays of the same shapes, all 0.
+    pub(crate) fn zeros_like(&self) -> Self {
+        let mut zeros = self.clone();
+        zeros.fill_zero();
+        zeros
+    }
+
+    /// Whether `other` has the same parameters, of the same shapes; otherwise what is wrong with it.
+    pub(crate) fn check_same(&self, other: &Self, argument: &'static str) -> Result<()> {
+        let pairs = [("gain", &self.gain, &other.gain), ("bias", &self.bias, &other.bias)];
+        for (parameter, ours, theirs) in pairs {
+            if ours.is_some() != theirs.is_some() {
+                return Err(Error::Parameter { argument, parameter, expected: ours.is_some() });
+            }
+            if let (Some(ours), Some(theirs)) = (ours, theirs)
+                && ours.shape() != theirs.shape()
+            {
+                let (expected, got) = (ours.shape().to_vec(), theirs.shape().to_vec());
+                return Err(Error::Shape { argument, expected, got });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<T: Element> Parameters<T> for Affine<T> {
+    type Gradient = Self;
+
+    fn visit(&self, mut f: impl FnMut(&str, ArrayViewD<'_, T>)) {
+        self.gain().into_iter().for_each(|gain| f("gain", gain));
+        self.bias().into_iter().for_each(|bias| f("bias", bias));
+    }
+
+    fn visit_mut(&mut self, mut f: impl FnMut(&str, ArrayViewMutD<'_, T>)) {
+        self.gain_mut().into_iter().for_each(|gain| f("gain", gain));
+        self.bias_mut().into_iter().for_each(|bias| f("bias", bias));
+    }
+
+    fn zip(
+        &mut self,
+        grad: &Self::Gradient,
+        mut f: impl FnMut(&str, ArrayViewMutD<'_, T>, ArrayViewD<'_, T>),
+    ) -> Result<()> {
+        self.check_same(grad, "grad")?;
+        if let (Some(gain), Some(dgain)) = (self.gain_mut(), grad.gain()) {
+            f("gain", gain, dgain);
+        }
+        if let (Some(bias), Some(dbias)) = (self.bias_mut(), grad.bias()) {
+            f("bias", bias, dbias);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,372 @@
+//! The only place where arrays, threads and kernels meet.
+//!
+//! Rows side by side in memory go to the kernels as they are. All others are gathered into a tile in front of the same
+//! kernels, and scattered behind them. Rows are cut into jobs; what a job writes is its own, but for strided outputs,
+//! which the jobs fill one after the other.
+
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use fearless_simd::{Level, dispatch};
+use ndarray::{ArrayView, ArrayViewD, ArrayViewMut, ArrayViewMutD, Dimension};
+
+use crate::element::Element;
+use crate::kernels::backward::{Columns, KeptRows};
+use crate::kernels::columns::{CHAIN, add_to_gradient, end_chain, join_block, rows_per_block};
+use crate::kernels::normalize::{Layer, SavedRows};
+use crate::kernels::{backward, normalize};
+use crate::parallel::{self, Job};
+use crate::tiles::{gather, merge_leading, scatter};
+
+/// What all jobs of a call share.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Call<'a, T> {
+    pub(crate) level: Level,
+    pub(crate) layer: Layer<'a, T>,
+    /// How many trailing axes are a row.
+    pub(crate) trailing: usize,
+}
+
+/// Bytes of a tile, about: small beside L2.
+const TILE: usize = 64 * 1024;
+
+impl<T: Element> Call<'_, T> {
+    /// Rows of a tile.
+    fn tile_rows(&self) -> usize {
+        (TILE / size_of::<T>() / self.layer.features).clamp(1, CHAIN)
+    }
+}
+
+/// Rows to be read.
+#[derive(Debug)]
+enum Input<'a, T> {
+    Adjacent(&'a [T]),
+    Strided(ArrayViewD<'a, T>),
+}
+
+impl<'a, T: Element> Input<'a, T> {
+    fn new<D: Dimension>(view: ArrayView<'a, T, D>, trailing: usize) -> Self {
+        match view.to_slice() {
+            Some(slice) => Self::Adjacent(slice),
+            None => {
+                let mut view = view.into_dyn();
+                merge_leading(&mut view, trailing);
+                Self::Strided(view)
+            }
+        }
+    }
+
+    /// Some rows, in `tile` if they are not side by side.
+    fn rows<'b>(&'b self, call: &Call<'_, T>, rows: Range<usize>, tile: &'b mut [T]) -> &'b [T] {
+        let features = call.layer.features;
+        match self {
+            Self::Adjacent(slice) => &slice[rows.start * features..rows.end * features],
+            Self::Strided(view) => {
+                let tile = &mut tile[..rows.len() * features];
+                gather(view, call.trailing, rows, tile);
+                tile
+            }
+        }
+    }
+}
+
+/// Rows to be written.
+#[derive(Debug)]
+enum Output<'a, T> {
+    Adjacent(&'a mut [T]),
+    Strided(Mutex<ArrayViewMutD<'a, T>>),
+}
+
+impl<'a, T: Element> Output<'a, T> {
+    fn new<D: Dimension>(mut view: ArrayViewMut<'a, T, D>, trailing: usize) -> Self {
+        if view.as_slice_mut().is_some() {
+            Self::Adjacent(view.into_slice().expect("it was a slice a line ago"))
+        } else {
+            let mut view = view.into_dyn();
+            merge_leading(&mut view, trailing);
+            Self::Strided(Mutex::new(view))
+        }
+    }
+
+    fn part(&mut self) -> Part<'_, 'a, T> {
+        match self {
+            Self::Adjacent(slice) => Part::Adjacent(slice),
+            Self::Strided(view) => Part::Strided(view),
+        }
+    }
+}
+
+/// What one job writes of an output.
+#[derive(Debug)]
+enum Part<'a, 'v, T> {
+    Adjacent(&'a mut [T]),
+    Strided(&'a Mutex<ArrayViewMutD<'v, T>>),
+}
+
+impl<T: Element> Part<'_, '_, T> {
+    fn split(self, elements: usize) -> (Self, Self) {
+        match self {
+            Self::Adjacent(slice) => {
+                let (first, second) = slice.split_at_mut(elements);
+                (Self::Adjacent(first), Self::Adjacent(second))
+            }
+            Self::Strided(view) => (Self::Strided(view), Self::Strided(view)),
+        }
+    }
+}
+
+/// Has `f` fill some rows of a part that starts at row `first`, by way of `tile` if they are not side by side.
+fn fill<T: Element>(
+    call: &Call<'_, T>,
+    part: &mut Part<'_, '_, T>,
+    first: usize,
+    rows: Range<usize>,
+    tile: &mut [T],
+    f: impl FnOnce(&mut [T]),
+) {
+    let features = call.layer.features;
+    match part {
+        Part::Adjacent(slice) => f(&mut slice[(rows.start - first) * features..(rows.end - first) * features]),
+        Part::Strided(view) => {
+            let tile = &mut tile[..rows.len() * features];
+            f(tile);
+            scatter(tile, &mut lock(view), call.trailing, rows);
+        }
+    }
+}
+
+fn lock<'a, 'v, T>(view: &'a Mutex<ArrayViewMutD<'v, T>>) -> MutexGuard<'a, ArrayViewMutD<'v, T>> {
+    view.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Ranges of at most `step` that make up `rows`.
+fn steps(rows: Range<usize>, step: usize) -> impl Iterator<Item = Range<usize>> {
+    rows.clone().step_by(step).map(move |start| start..(start + step).min(rows.end))
+}
+
+/// y of all rows, and what backward needs of each.
+pub(crate) fn forward<T: Element, D: Dimension>(
+    call: &Call<'_, T>,
+    x: ArrayView<'_, T, D>,
+    y: ArrayViewMut<'_, T, D>,
+    saved: Option<SavedRows<'_, T>>,
+) {
+    let rows = x.len() / call.layer.features;
+    let (x, mut y) = (Input::new(x, call.trailing), Output::new(y, call.trailing));
+    let job = Forward { call, rows: 0..rows, x: Some(&x), y: y.part(), saved };
+    parallel::run(job, 2 * rows * call.layer.features * size_of::<T>());
+}
+
+/// y of all rows, in place of x.
+pub(crate) fn forward_inplace<T: Element, D: Dimension>(call: &Call<'_, T>, x: ArrayViewMut<'_, T, D>) {
+    let rows = x.len() / call.layer.features;
+    let mut y = Output::new(x, call.trailing);
+    let job = Forward { call, rows: 0..rows, x: None, y: y.part(), saved: None };
+    parallel::run(job, 2 * rows * call.layer.features * size_of::<T>());
+}
+
+/// Forward of some rows.
+struct Forward<'a, 'v, T> {
+    call: &'a Call<'a, T>,
+    rows: Range<usize>,
+    /// Nothing where y takes the place of x.
+    x: Option<&'a Input<'v, T>>,
+    y: Part<'a, 'v, T>,
+    saved: Option<SavedRows<'a, T>>,
+}
+
+/// Rows of a task of forward: about this many bytes.
+const PIECE: usize = 128 * 1024;
+
+impl<T: Element> Forward<'_, '_, T> {
+    /// Rows of a piece.
+    fn piece(&self) -> usize {
+        (PIECE / size_of::<T>() / self.call.layer.features).max(1).next_multiple_of(8)
+    }
+}
+
+impl<T: Element> Job for Forward<'_, '_, T> {
+    fn pieces(&self) -> usize {
+        self.rows.len().div_ceil(self.piece())
+    }
+
+    fn split(self, pieces: usize) -> (Self, Self) {
+        let rows = pieces * self.piece();
+        let middle = self.rows.start + rows;
+        let (first, second) = self.y.split(rows * self.call.layer.features);
+        let (saved_first, saved_second) = self.saved.map(|saved| saved.split(rows)).unzip();
+        (
+            Self { rows: self.rows.start..middle, y: first, saved: saved_first, ..self },
+            Self { rows: middle..self.rows.end, y: second, saved: saved_second, ..self },
+        )
+    }
+
+    fn run(mut self) {
+        let Call { level, layer, trailing } = *self.call;
+        let direct = matches!((self.x, &self.y), (Some(Input::Adjacent(_)), Part::Adjacent(_)));
+        let step = if direct { self.rows.len() } else { self.call.tile_rows() };
+        let tile = if direct { 0 } else { step * layer.features };
+        let mut saved = self.saved.take();
+        parallel::lend(2 * tile, |buffer| {
+            let (x_tile, y_tile) = buffer.split_at_mut(tile);
+            for rows in steps(self.rows.clone(), step.max(1)) {
+                let x = match (self.x, &self.y) {
+                    (Some(x), _) => x.rows(self.call, rows.clone(), x_tile),
+                    (None, part) => {
+                        let x_tile = &mut x_tile[..rows.len() * layer.features];
+                        match part {
+                            Part::Adjacent(slice) => {
+                                let start = (rows.start - self.rows.start) * layer.features;
+                                x_tile.copy_from_slice(&slice[start..start + x_tile.len()]);
+                            }
+                            Part::Strided(view) => gather(&lock(view).view(), trailing, rows.clone(), x_tile),
+                        }
+                        x_tile
+                    }
+                };
+                let now = saved.as_mut().map(|saved| saved.take_first(rows.len()));
+                fill(self.call, &mut self.y, self.rows.start, rows, y_tile, |y| {
+                    dispatch!(level, simd => normalize::forward(simd, layer, x, y, now));
+                });
+            }
+        });
+    }
+}
+
+/// Where the sums of a backward call are added.
+#[derive(Debug)]
+pub(crate) struct Gradient<'a, T> {
+    pub(crate) gain: Option<&'a mut [T]>,
+    pub(crate) bias: Option<&'a mut [T]>,
+}
+
+/// dx of all rows; adds dgain and dbias to `grad`.
+pub(crate) fn backward<T: Element, D: Dimension>(
+    call: &Call<'_, T>,
+    kept: KeptRows<'_, T>,
+    x: ArrayView<'_, T, D>,
+    dy: ArrayView<'_, T, D>,
+    dx: ArrayViewMut<'_, T, D>,
+    grad: Gradient<'_, T>,
+) {
+    let features = call.layer.features;
+    let rows = x.len() / features;
+    let (x, dy) = (Input::new(x, call.trailing), Input::new(dy, call.trailing));
+    let mut dx = Output::new(dx, call.trailing);
+    let job = Backward { call, rows: 0..rows, all: rows, kept, x: &x, dy: &dy, dx: dx.part(), blocks: &mut [] };
+    if rows <= CHAIN {
+        // One chain: nothing wider is needed.
+        job.with_buffers(|job, mut buffers| {
+            job.run_chain(0..rows, &mut buffers);
+            let (dgain, dbias) = buffers.columns.split_at(features);
+            grad.gain.into_iter().for_each(|gain| add(gain, dgain));
+            grad.bias.into_iter().for_each(|bias| add(bias, dbias));
+        });
+        return;
+    }
+    let block = rows_per_block(rows, features);
+    let blocks = rows.div_ceil(block);
+    parallel::lend_wide::<T, _>(blocks * 2 * features, |sums| {
+        parallel::run(Backward { blocks: sums, ..job }, 3 * rows * features * size_of::<T>());
+        let (total, others) = sums.split_at_mut(2 * features);
+        others.chunks_exact(2 * features).for_each(|block| join_block(total, block));
+        let (dgain, dbias) = total.split_at(features);
+        grad.gain.into_iter().for_each(|gain| add_to_gradient(gain, dgain));
+        grad.bias.into_iter().for_each(|bias| add_to_gradient(bias, dbias));
+    });
+}
+
+fn add<T: Element>(gradient: &mut [T], sums: &[T]) {
+    gradient.iter_mut().zip(sums).for_each(|(gradient, &sum)| *gradient = *gradient + sum);
+}
+
+/// Backward of some row blocks.
+struct Backward<'a, 'v, T: Element> {
+    call: &'a Call<'a, T>,
+    rows: Range<usize>,
+    /// Rows of the whole call: they decide what a block is.
+    all: usize,
+    kept: KeptRows<'a, T>,
+    x: &'a Input<'v, T>,
+    dy: &'a Input<'v, T>,
+    dx: Part<'a, 'v, T>,
+    /// dgain and dbias of each block, one behind the other.
+    blocks: &'a mut [T::Wide],
+}
+
+/// Column sums, and a tile each for x, dy and dx.
+struct Buffers<'a, T> {
+    columns: &'a mut [T],
+    x: &'a mut [T],
+    dy: &'a mut [T],
+    dx: &'a mut [T],
+}
+
+impl<T: Element> Backward<'_, '_, T> {
+    /// Elements of a tile: 0 if the kernels can have the rows as they are.
+    fn tile(&self) -> usize {
+        let direct = matches!((self.x, self.dy, &self.dx), (Input::Adjacent(_), Input::Adjacent(_), Part::Adjacent(_)));
+        if direct { 0 } else { self.call.tile_rows() * self.call.layer.features }
+    }
+
+    /// Lends `f` its buffers, the columns zeroed.
+    fn with_buffers(mut self, f: impl FnOnce(&mut Self, Buffers<'_, T>)) {
+        let (columns, tile) = (2 * self.call.layer.features, self.tile());
+        parallel::lend(columns + 3 * tile, |buffer| {
+            let (columns, tiles) = buffer.split_at_mut(columns);
+            let (x, tiles) = tiles.split_at_mut(tile);
+            let (dy, dx) = tiles.split_at_mut(tile);
+            columns.fill(T::zero());
+            f(&mut self, Buffers { columns, x, dy, dx });
+        });
+    }
+
+    /// dx of some rows, at most a chain; adds to the columns.
+    fn run_chain(&mut self, rows: Range<usize>, buffers: &mut Buffers<'_, T>) {
+        let Call { level, layer, .. } = *self.call;
+        let (dgain, dbias) = buffers.columns.split_at_mut(layer.features);
+        let columns = &mut Columns { dgain, dbias };
+        let step = if buffers.x.is_empty() { CHAIN } else { self.call.tile_rows() };
+        for rows in steps(rows, step) {
+            let x = self.x.rows(self.call, rows.clone(), buffers.x);
+            let dy = self.dy.rows(self.call, rows.clone(), buffers.dy);
+            let kept = self.kept.rows(rows.clone());
+            fill(self.call, &mut self.dx, self.rows.start, rows, buffers.dx, |dx| {
+                dispatch!(level, simd => backward::backward(simd, layer, kept, x, dy, dx, columns));
+            });
+        }
+    }
+
+    fn block(&self) -> usize {
+        rows_per_block(self.all, self.call.layer.features)
+    }
+}
+
+impl<T: Element> Job for Backward<'_, '_, T> {
+    fn pieces(&self) -> usize {
+        self.rows.len().div_ceil(self.block())
+    }
+
+    fn split(self, pieces: usize) -> (Self, Self) {
+        let (rows, features) = (pieces * self.block(), self.call.layer.features);
+        let middle = self.rows.start + rows;
+        let (first, second) = self.dx.split(rows * features);
+        let (blocks_first, blocks_second) = self.blocks.split_at_mut(pieces * 2 * features);
+        (
+            Self { rows: self.rows.start..middle, dx: first, blocks: blocks_first, ..self },
+            Self { rows: middle..self.rows.end, dx: second, blocks: blocks_second, ..self },
+        )
+    }
+
+    fn run(self) {
+        let (block, width) = (self.block(), 2 * self.call.layer.features);
+        self.with_buffers(|job, mut buffers| {
+            for (index, rows) in steps(job.rows.clone(), block).enumerate() {
+                for chain in steps(rows, CHAIN) {
+                    job.run_chain(chain, &mut buffers);
+                    end_chain(buffers.columns, &mut job.blocks[index * width..][..width]);
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,224 @@
+//! Which instruction set runs, and the one order in which lanes are added.
+//!
+//! A row is cut into vectors of 64 bytes. What is left at its end, fewer elements than a vector, is the last
+//! vector: its *last* lanes, the others filled up, so that it can be read with one load that reaches back
+//! ([`Tail`]). The lanes of a vector are added in pairs of neighbours:
+//!
+//! ```text
+//! tree(v):  while v has more than one lane:  v = [v₀+v₁, v₂+v₃, …]
+//! ```
+//!
+//! Neighbours, not halves: two rows are folded at once by the same two shuffles, so that the trees of 16 rows
+//! cost 15 folds and end as one vector with a row in each lane. The order within a row is the same for one row
+//! and for 16.
+
+use std::sync::OnceLock;
+
+use fearless_simd::{Level, Select, Simd, SimdBase, dispatch};
+
+use crate::element::{Arithmetic, Element};
+
+/// 64 bytes of elements.
+pub(crate) type Vector<S, T> = <T as Arithmetic>::Vector<S>;
+
+/// The environment variable that lowers the instruction set.
+const VARIABLE: &str = "LAYERNORM_SIMD";
+
+/// Names that [`VARIABLE`] takes.
+const NAMES: [&str; 7] = ["avx512", "avx2", "sse4.2", "sse2", "neon", "wasm", "fallback"];
+
+/// The instruction set of this process: the best of this CPU, unless the variable `LAYERNORM_SIMD` lowers it.
+pub(crate) fn level() -> Level {
+    static LEVEL: OnceLock<Level> = OnceLock::new();
+    *LEVEL.get_or_init(|| {
+        let Some(wanted) = std::env::var_os(VARIABLE) else { return Level::new() };
+        let wanted = wanted.to_string_lossy();
+        named(&wanted).unwrap_or_else(|| {
+            let names = available().map(name).collect::<Vec<_>>().join(", ");
+            eprintln!("layernorm: {VARIABLE}={wanted} is ignored: this CPU and build have {names}");
+            Level::new()
+        })
+    })
+}
+
+/// The level of that name, if this CPU and build have it.
+pub(crate) fn named(wanted: &str) -> Option<Level> {
+    available().find(|&level| name(level) == wanted)
+}
+
+/// Every level that this CPU and build have, best first.
+pub(crate) fn available() -> impl Iterator<Item = Level> {
+    NAMES.iter().filter_map(|wanted| {
+        let level = candidate(wanted)?;
+        // A build for a newer CPU runs nothing below its baseline.
+        (name(level) == *wanted).then_some(level)
+    })
+}
+
+fn candidate(wanted: &str) -> Option<Level> {
+    let best = Level::new();
+    match wanted {
+        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+        "avx512" => best.as_avx512().map(Level::Avx512),
+        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+        "avx2" => best.as_avx2().map(Level::Avx2),
+        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+        "sse4.2" => best.as_sse4_2().map(Level::Sse4_2),
+        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+        "sse2" => best.as_sse2().map(Level::Sse2),
+        #[cfg(feature = "scalar")]
+        "fallback" => Some(Level::fallback()),
+        wanted => (name(best) == wanted).then_some(best),
+    }
+}
+
+/// The name of what runs when this level is asked for.
+pub(crate) fn name(level: Level) -> &'static str {
+    match dispatch!(level, simd => simd.level()) {
+        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+        Level::Avx512(_) => "avx512",
+        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+        Level::Avx2(_) => "avx2",
+        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+        Level::Sse4_2(_) => "sse4.2",
+        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+        Level::Sse2(_) => "sse2",
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon(_) => "neon",
+        #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+        Level::WasmSimd128(_) => "wasm",
+        _ => "fallback",
+    }
+}
+
+/// All lanes `x`.
+#[inline(always)]
+pub(crate) fn splat<S: Simd, T: Element>(simd: S, x: T) -> Vector<S, T> {
+    Vector::<S, T>::splat(simd, x)
+}
+
+/// The vector in `x`, whose length is that of a vector.
+#[inline(always)]
+pub(crate) fn load<S: Simd, T: Element>(simd: S, x: &[T]) -> Vector<S, T> {
+    Vector::<S, T>::from_slice(simd, x)
+}
+
+/// The sums over the lanes of `R` vectors: that of vector i in lane i, and again in lane i + R, i + 2R, …
+#[inline(always)]
+pub(crate) fn tree<S: Simd, V: SimdBase<S>, const R: usize>(mut vectors: [V; R]) -> V {
+    let mut left = R;
+    while left > 1 {
+        left /= 2;
+        for i in 0..left {
+            vectors[i] = fold(vectors[2 * i], vectors[2 * i + 1]);
+        }
+    }
+    let mut sums = vectors[0];
+    let mut done = R;
+    while done < V::LEN {
+        sums = fold(sums, sums);
+        done *= 2;
+    }
+    sums
+}
+
+#[inline(always)]
+fn fold<S: Simd, V: SimdBase<S>>(a: V, b: V) -> V {
+    a.unzip_low(b) + a.unzip_high(b)
+}
+
+/// The elements at the end of a row that do not fill a vector.
+#[derive(Clone, Copy)]
+pub(crate) struct Tail<S: Simd, T: Element> {
+    simd: S,
+    /// Elements in front of the tail.
+    pub(crate) at: usize,
+    len: usize,
+    pub(crate) fresh: <Vector<S, T> as SimdBase<S>>::Mask,
+}
+
+impl<S: Simd, T: Element> Tail<S, T> {
+    /// The tail of rows of `len` elements.
+    #[inline(always)]
+    pub(crate) fn new(simd: S, len: usize) -> Self {
+        let rest = len % T::LANES;
+        let lane = Vector::<S, T>::from_fn(
+            simd,
+            #[inline(always)]
+            |lane| T::from_f64(lane as f64),
+        );
+        let fresh = lane.simd_ge(splat(simd, T::from_f64((T::LANES - rest) as f64)));
+        Self { simd, at: len - rest, len, fresh }
+    }
+
+    /// Whether there is nothing behind the last full vector.
+    #[inline(always)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.at == self.len
+    }
+
+    /// The tail of `row` in the last lanes, `fill` in the others.
+    #[inline(always)]
+    pub(crate) fn load(&self, row: &[T], fill: Vector<S, T>) -> Vector<S, T> {
+        self.fresh.select(self.load_all(row), fill)
+    }
+
+    /// The last elements of `row`, a vector of them: those of the tail and, where there are any, some before.
+    #[inline(always)]
+    pub(crate) fn load_all(&self, row: &[T]) -> Vector<S, T> {
+        if let Some(start) = self.len.checked_sub(T::LANES) {
+            load(self.simd, &row[start..self.len])
+        } else {
+            let mut lanes = splat(self.simd, T::zero());
+            lanes.as_mut_slice()[T::LANES - self.len..].copy_from_slice(&row[..self.len]);
+            lanes
+        }
+    }
+
+    /// Stores what [`Tail::load_all`] loads: in front of the tail, `lanes` must hold what is there anyway.
+    #[inline(always)]
+    pub(crate) fn store_all(&self, lanes: Vector<S, T>, row: &mut [T]) {
+        if let Some(start) = self.len.checked_sub(T::LANES) {
+            lanes.store_slice(&mut row[start..self.len]);
+        } else {
+            row[..self.len].copy_from_slice(&lanes.as_slice()[T::LANES - self.len..]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_levels_are_named_after_what_runs() {
+        let names: Vec<_> = available().map(name).collect();
+        assert!(names.contains(&name(Level::new())), "{names:?}");
+        for wanted in names {
+            assert_eq!(named(wanted).map(name), Some(wanted));
+        }
+        assert!(named("mmx").is_none());
+    }
+
+    #[test]
+    fn rows_are_added_in_the_same_order_alone_and_together() {
+        fn check<S: Simd>(simd: S) {
+            let rows: [_; 16] = std::array::from_fn(|row| {
+                Vector::<S, f32>::from_fn(simd, |lane| 1.0 / (1.0 + (row * 16 + lane * 7 % 251) as f32))
+            });
+            let together = tree(rows);
+            for (row, &lanes) in rows.iter().enumerate() {
+                let mut scalar: Vec<f32> = lanes.as_slice().to_vec();
+                while scalar.len() > 1 {
+                    scalar = scalar.chunks(2).map(|pair| pair[0] + pair[1]).collect();
+                }
+                let alone = tree([lanes]);
+                assert_eq!(together[row].to_bits(), scalar[0].to_bits(), "row {row}");
+                assert_eq!(alone[0].to_bits(), scalar[0].to_bits(), "row {row} alone");
+            }
+        }
+        for level in available() {
+            dispatch!(level, simd => check(simd));
+        }
+    }
+}
