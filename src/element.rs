@@ -15,14 +15,17 @@ impl Element for f32 {}
 impl Element for f64 {}
 
 /// The most elements in a block.
-pub(crate) const LARGEST_BLOCK: usize = 4096;
+pub(crate) const LARGEST_BLOCK: usize = <f32 as Arithmetic>::BLOCK;
 
 /// What the kernels need to know of an element.
 ///
 /// Public because [`Element`] names it, unreachable because this module is private: that seals [`Element`].
 pub trait Arithmetic: SimdFloatElement + 'static {
     /// 64 bytes of elements, whatever the CPU: it splits where registers are narrower.
-    type Vector<S: Simd>: SimdFloat<S, Element = Self>;
+    type Vector<S: Simd>: SimdFloat<S, Element = Self, Array = Self::Chunk>;
+
+    /// The array that a vector is loaded from.
+    type Chunk: AsRef<[Self]> + AsMut<[Self]> + Copy + Debug;
 
     /// A sum of many sums.
     type Wide: Wide;
@@ -30,7 +33,7 @@ pub trait Arithmetic: SimdFloatElement + 'static {
     /// Elements in a vector.
     const LANES: usize;
 
-    /// Elements in a block of a row: 16 KiB, so that a block is still in L1 when it is read again.
+    /// Elements in a block of a row: 128 vectors.
     const BLOCK: usize;
 
     /// Outside 2^±`SAFE` a variance may have lost bits to squares that overflowed or underflowed.
@@ -41,6 +44,12 @@ pub trait Arithmetic: SimdFloatElement + 'static {
 
     /// A block of zeros: the bias of a layer without bias.
     const ZEROS: &'static [Self];
+
+    /// The vectors that fit into a row, and the elements that do not fill one.
+    fn chunks(row: &[Self]) -> (&[Self::Chunk], &[Self]);
+
+    /// [`Arithmetic::chunks`] to be written.
+    fn chunks_mut(row: &mut [Self]) -> (&mut [Self::Chunk], &mut [Self]);
 
     /// The nearest element.
     fn from_f64(value: f64) -> Self;
@@ -148,12 +157,23 @@ thread_local! {
 
 impl Arithmetic for f32 {
     type Vector<S: Simd> = f32x16<S>;
+    type Chunk = [Self; 16];
     type Wide = f64;
     const LANES: usize = 16;
-    const BLOCK: usize = 4096;
+    const BLOCK: usize = 128 * Self::LANES;
     const SAFE: i32 = 60;
     const ONES: &'static [Self] = &[1.0; Self::BLOCK];
     const ZEROS: &'static [Self] = &[0.0; Self::BLOCK];
+
+    #[inline(always)]
+    fn chunks(row: &[Self]) -> (&[Self::Chunk], &[Self]) {
+        row.as_chunks()
+    }
+
+    #[inline(always)]
+    fn chunks_mut(row: &mut [Self]) -> (&mut [Self::Chunk], &mut [Self]) {
+        row.as_chunks_mut()
+    }
 
     #[inline(always)]
     fn from_f64(value: f64) -> Self {
@@ -173,12 +193,23 @@ impl Arithmetic for f32 {
 
 impl Arithmetic for f64 {
     type Vector<S: Simd> = f64x8<S>;
+    type Chunk = [Self; 8];
     type Wide = Pair;
     const LANES: usize = 8;
-    const BLOCK: usize = 2048;
+    const BLOCK: usize = 128 * Self::LANES;
     const SAFE: i32 = 450;
     const ONES: &'static [Self] = &[1.0; Self::BLOCK];
     const ZEROS: &'static [Self] = &[0.0; Self::BLOCK];
+
+    #[inline(always)]
+    fn chunks(row: &[Self]) -> (&[Self::Chunk], &[Self]) {
+        row.as_chunks()
+    }
+
+    #[inline(always)]
+    fn chunks_mut(row: &mut [Self]) -> (&mut [Self::Chunk], &mut [Self]) {
+        row.as_chunks_mut()
+    }
 
     #[inline(always)]
     fn from_f64(value: f64) -> Self {

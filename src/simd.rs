@@ -97,15 +97,48 @@ pub(crate) fn splat<S: Simd, T: Element>(simd: S, x: T) -> Vector<S, T> {
     Vector::<S, T>::splat(simd, x)
 }
 
-/// The vector in `x`, whose length is that of a vector.
-#[inline(always)]
-pub(crate) fn load<S: Simd, T: Element>(simd: S, x: &[T]) -> Vector<S, T> {
-    Vector::<S, T>::from_slice(simd, x)
+/// Vectors of a row that take turns, so that an addition need not wait for the one before.
+pub(crate) const TURNS: usize = 2;
+
+/// Partial sums of a block, one for each turn.
+pub(crate) type Turns<V> = [V; TURNS];
+
+/// The full vectors of a block: pairs, whose first is turn 0 and second turn 1, and perhaps one more, of turn 0.
+#[derive(Clone, Copy)]
+pub(crate) struct Vectors<'a, C> {
+    pub(crate) pairs: &'a [[C; TURNS]],
+    pub(crate) odd: Option<&'a C>,
 }
 
-/// The sums over the lanes of `R` vectors: that of vector i in lane i, and again in lane i + R, i + 2R, …
+/// The full vectors of a block.
 #[inline(always)]
-pub(crate) fn tree<S: Simd, V: SimdBase<S>, const R: usize>(mut vectors: [V; R]) -> V {
+pub(crate) fn vectors<T: Element>(block: &[T]) -> Vectors<'_, T::Chunk> {
+    let (pairs, odd) = T::chunks(block).0.as_chunks();
+    Vectors { pairs, odd: odd.first() }
+}
+
+/// [`Vectors`] to be written.
+pub(crate) struct VectorsMut<'a, C> {
+    pub(crate) pairs: &'a mut [[C; TURNS]],
+    pub(crate) odd: Option<&'a mut C>,
+}
+
+/// [`vectors`] to be written.
+#[inline(always)]
+pub(crate) fn vectors_mut<T: Element>(block: &mut [T]) -> VectorsMut<'_, T::Chunk> {
+    let (pairs, odd) = T::chunks_mut(block).0.as_chunks_mut();
+    VectorsMut { pairs, odd: odd.first_mut() }
+}
+
+/// The vector in a chunk.
+#[inline(always)]
+pub(crate) fn load<S: Simd, T: Element>(simd: S, chunk: &T::Chunk) -> Vector<S, T> {
+    Vector::<S, T>::load_array_ref(simd, chunk)
+}
+
+/// The sums over the lanes of `R` vectors, which it uses up: that of vector i in lane i, and again in lane i + R, i + 2R, …
+#[inline(always)]
+pub(crate) fn tree<S: Simd, V: SimdBase<S>, const R: usize>(vectors: &mut [V; R]) -> V {
     let mut left = R;
     while left > 1 {
         left /= 2;
@@ -132,9 +165,11 @@ fn fold<S: Simd, V: SimdBase<S>>(a: V, b: V) -> V {
 pub(crate) struct Tail<S: Simd, T: Element> {
     simd: S,
     /// Elements in front of the tail.
-    pub(crate) at: usize,
+    at: usize,
+    /// The turn of the tail.
+    pub(crate) turn: usize,
     len: usize,
-    pub(crate) fresh: <Vector<S, T> as SimdBase<S>>::Mask,
+    fresh: <Vector<S, T> as SimdBase<S>>::Mask,
 }
 
 impl<S: Simd, T: Element> Tail<S, T> {
@@ -148,7 +183,13 @@ impl<S: Simd, T: Element> Tail<S, T> {
             |lane| T::from_f64(lane as f64),
         );
         let fresh = lane.simd_ge(splat(simd, T::from_f64((T::LANES - rest) as f64)));
-        Self { simd, at: len - rest, len, fresh }
+        Self { simd, at: len - rest, turn: len / T::LANES % TURNS, len, fresh }
+    }
+
+    /// Elements of a row.
+    #[inline(always)]
+    pub(crate) fn len(&self) -> usize {
+        self.len
     }
 
     /// Whether there is nothing behind the last full vector.
@@ -160,14 +201,20 @@ impl<S: Simd, T: Element> Tail<S, T> {
     /// The tail of `row` in the last lanes, `fill` in the others.
     #[inline(always)]
     pub(crate) fn load(&self, row: &[T], fill: Vector<S, T>) -> Vector<S, T> {
-        self.fresh.select(self.load_all(row), fill)
+        self.keep(self.load_all(row), fill)
+    }
+
+    /// The lanes of the tail from `lanes`, the others from `fill`.
+    #[inline(always)]
+    pub(crate) fn keep(&self, lanes: Vector<S, T>, fill: Vector<S, T>) -> Vector<S, T> {
+        self.fresh.select(lanes, fill)
     }
 
     /// The last elements of `row`, a vector of them: those of the tail and, where there are any, some before.
     #[inline(always)]
     pub(crate) fn load_all(&self, row: &[T]) -> Vector<S, T> {
         if let Some(start) = self.len.checked_sub(T::LANES) {
-            load(self.simd, &row[start..self.len])
+            Vector::<S, T>::from_slice(self.simd, &row[start..self.len])
         } else {
             let mut lanes = splat(self.simd, T::zero());
             lanes.as_mut_slice()[T::LANES - self.len..].copy_from_slice(&row[..self.len]);
@@ -206,13 +253,13 @@ mod tests {
             let rows: [_; 16] = std::array::from_fn(|row| {
                 Vector::<S, f32>::from_fn(simd, |lane| 1.0 / (1.0 + (row * 16 + lane * 7 % 251) as f32))
             });
-            let together = tree(rows);
+            let together = tree(&mut { rows });
             for (row, &lanes) in rows.iter().enumerate() {
                 let mut scalar: Vec<f32> = lanes.as_slice().to_vec();
                 while scalar.len() > 1 {
                     scalar = scalar.chunks(2).map(|pair| pair[0] + pair[1]).collect();
                 }
-                let alone = tree([lanes]);
+                let alone = tree(&mut [lanes]);
                 assert_eq!(together[row].to_bits(), scalar[0].to_bits(), "row {row}");
                 assert_eq!(alone[0].to_bits(), scalar[0].to_bits(), "row {row} alone");
             }

@@ -4,24 +4,29 @@
 //! x̂ = ((x − mean) − low) · rstd
 //! y = x̂ · gain + bias
 //!
-//! rows of one block, R at a time:
+//! R rows at a time:
 //!     sums of the first R rows
 //!     while there are rows:
 //!         statistics of these R rows from their sums
-//!         for each of them: write its y, and sum the row R further on
+//!         block by block: write their y, and add the x of the next R rows to their sums
 //! ```
 //!
-//! Never `x·rstd + (−mean·rstd)`: at a large mean that is the difference of two large numbers. Reading the next
-//! rows while these are written keeps memory busy both ways, and `R` rows at once let their reductions, divisions
-//! and square roots overlap. Neither changes the order of additions within a row, so neither changes a bit.
+//! Never `x·rstd + (−mean·rstd)`: at a large mean that is the difference of two large numbers. Reading the next rows
+//! while these are written keeps memory busy both ways; `R` rows at once share the loads of gain and bias, and let
+//! their reductions, divisions and square roots overlap. Neither changes the order of additions within a row, so
+//! neither changes a bit.
+
+use std::ops::Range;
 
 use fearless_simd::{Simd, SimdBase};
 use fearless_simd_macros::simd;
 
 use crate::element::{Element, LARGEST_BLOCK};
-use crate::kernels::moments::{Epsilon, Statistics, TURNS, add_turns, group_statistics, lane_sums, row_moments};
+use crate::kernels::moments::{
+    self, Epsilon, Moments, Partial, Statistics, near_means, partial_sums, row_moments, sample,
+};
 use crate::kernels::rescale::{Rescaled, rescale, rescued};
-use crate::simd::{Tail, Vector, load, splat};
+use crate::simd::{TURNS, Tail, Vector, load, splat, tree, vectors, vectors_mut};
 
 /// Gain and bias of a block of features: ones and zeros where the layer has none.
 #[derive(Clone, Copy, Debug)]
@@ -91,6 +96,9 @@ impl<'a, T: Element> SavedRows<'a, T> {
     }
 }
 
+/// Features up to which rows are taken eight at a time: their reductions are a large part of the work.
+const SHORT: usize = 256;
+
 /// Normalizes rows of any number of features, side by side in `x` and `y`.
 #[simd]
 pub(crate) fn forward<S: Simd, T: Element>(
@@ -101,75 +109,162 @@ pub(crate) fn forward<S: Simd, T: Element>(
     mut saved: Option<SavedRows<'_, T>>,
 ) {
     let features = layer.features;
+    let rows = x.len() / features;
+    let by_eight = if features <= SHORT { rows / 8 * 8 } else { 0 };
+    let by_two = rows / 2 * 2;
     if features > T::BLOCK {
-        for (row, (x, y)) in x.chunks_exact(features).zip(y.chunks_exact_mut(features)).enumerate() {
-            let statistics = row_moments(simd, x).finish(layer.epsilon);
-            if statistics.safe {
-                normalize(simd, layer, &statistics, 0, x, y);
-                save(&mut saved, row, &statistics, 0);
-            } else {
-                normalize_rescued(simd, layer, x, y, &mut saved, row);
-            }
-        }
+        return long_rows(simd, layer, x, y, &mut saved);
+    }
+    groups::<S, T, 8>(simd, layer, x, y, &mut saved, 0..by_eight);
+    groups::<S, T, 2>(simd, layer, x, y, &mut saved, by_eight..by_two);
+    groups::<S, T, 1>(simd, layer, x, y, &mut saved, by_two..rows);
+}
+
+/// Rows of one block, `R` at a time; `R` divides their number.
+#[inline(always)]
+fn groups<S: Simd, T: Element, const R: usize>(
+    simd: S,
+    layer: Layer<'_, T>,
+    x: &[T],
+    y: &mut [T],
+    saved: &mut Option<SavedRows<'_, T>>,
+    rows: Range<usize>,
+) {
+    if rows.is_empty() {
         return;
     }
-    let rows = x.len() / features;
-    let single = if features <= 8 * 64 { rows % 8 } else { rows };
-    let grouped = rows - single;
-    group_rows::<S, T, 8>(simd, layer, x, y, &mut saved, 0, grouped);
-    group_rows::<S, T, 1>(simd, layer, x, y, &mut saved, grouped, rows);
+    let features = layer.features;
+    let tail = Tail::new(simd, features);
+    let mut group = Group::<S, T, R>::new(simd);
+    let first = &x[rows.start * features..];
+    let near = group.near(simd, &tail, first);
+    for (i, row) in first.chunks_exact(features).take(R).enumerate() {
+        (group.sums[i], group.squares[i]) = partial_sums(simd, &tail, row, near[i]);
+    }
+    group.finish(features, near, layer.epsilon);
+    for row in rows.clone().step_by(R) {
+        let (x, ahead) = x[row * features..].split_at(R * features);
+        let y = &mut y[row * features..][..R * features];
+        let more = row + R < rows.end;
+        let near = if more { group.near(simd, &tail, ahead) } else { splat(simd, T::zero()) };
+        for (i, y) in y.chunks_exact_mut(features).enumerate() {
+            let at = i * features..(i + 1) * features;
+            let (x, statistics) = (&x[at.clone()], group.statistics(i));
+            if more {
+                (group.sums[i], group.squares[i]) =
+                    write_and_sum(simd, &tail, layer, &statistics, 0, x, y, &ahead[at], near[i]);
+            } else {
+                write(simd, &tail, layer, &statistics, 0, x, y);
+            }
+            save(saved, row + i, &statistics, 0);
+        }
+        if !group.all_safe {
+            for (i, y) in y.chunks_exact_mut(features).enumerate() {
+                if !group.statistics(i).safe {
+                    careful_row(simd, layer, &x[i * features..][..features], y, saved, row + i);
+                }
+            }
+        }
+        if more {
+            group.finish(features, near, layer.epsilon);
+        }
+    }
+}
+
+/// `R` rows of one block: their partial sums while they are read, then their statistics.
+///
+/// Arrays, not an array of rows: their statistics are computed as vectors then.
+struct Group<S: Simd, T: Element, const R: usize> {
+    sums: [Vector<S, T>; R],
+    squares: [Vector<S, T>; R],
+    mean: [T; R],
+    low: [T; R],
+    rstd: [T; R],
+    safe: [bool; R],
+    all_safe: bool,
+}
+
+impl<S: Simd, T: Element, const R: usize> Group<S, T, R> {
+    #[inline(always)]
+    fn new(simd: S) -> Self {
+        let (zero, zeros) = ([T::zero(); R], [splat(simd, T::zero()); R]);
+        Self { sums: zeros, squares: zeros, mean: zero, low: zero, rstd: zero, safe: [true; R], all_safe: true }
+    }
+
+    /// h of the first `R` of some rows.
+    #[inline(always)]
+    fn near(&mut self, simd: S, tail: &Tail<S, T>, rows: &[T]) -> Vector<S, T> {
+        let features = tail.len();
+        let mut samples = [splat(simd, T::zero()); R];
+        for (sample, row) in samples.iter_mut().zip(rows.chunks_exact(features)) {
+            *sample = moments::sample(simd, tail, row);
+        }
+        moments::near_means::<S, T, R>(simd, features, &mut samples)
+    }
+
+    /// The statistics from the partial sums.
+    #[inline(always)]
+    fn finish(&mut self, features: usize, near: Vector<S, T>, epsilon: Epsilon) {
+        let (sums, squares) = (tree(&mut self.sums), tree(&mut self.squares));
+        let (near, sums, squares) = (near.as_slice(), sums.as_slice(), squares.as_slice());
+        let mut all_safe = true;
+        for i in 0..R {
+            let moments = Moments::of_block(features as f64, near[i], sums[i], squares[i]);
+            let Statistics { mean, low, rstd, safe } = moments.finish(epsilon);
+            self.mean[i] = mean;
+            self.low[i] = low;
+            self.rstd[i] = rstd;
+            self.safe[i] = safe;
+            all_safe &= safe;
+        }
+        self.all_safe = all_safe;
+    }
+
+    #[inline(always)]
+    fn statistics(&self, i: usize) -> Statistics<T> {
+        Statistics { mean: self.mean[i], low: self.low[i], rstd: self.rstd[i], safe: self.safe[i] }
+    }
+}
+
+/// Rows of several blocks, one at a time.
+#[inline(always)]
+fn long_rows<S: Simd, T: Element>(
+    simd: S,
+    layer: Layer<'_, T>,
+    x: &[T],
+    y: &mut [T],
+    saved: &mut Option<SavedRows<'_, T>>,
+) {
+    let features = layer.features;
+    let mut next = row_moments(simd, &x[..features]);
+    for (row, y) in y.chunks_exact_mut(features).enumerate() {
+        let statistics = next.finish(layer.epsilon);
+        let (x, ahead) = x[row * features..].split_at(features);
+        if ahead.is_empty() {
+            normalize(simd, layer, &statistics, 0, x, y);
+        } else {
+            next = Moments::none();
+            for start in (0..features).step_by(T::BLOCK) {
+                let block = start..(start + T::BLOCK).min(features);
+                let (x, y, ahead) = (&x[block.clone()], &mut y[block.clone()], &ahead[block]);
+                let tail = Tail::new(simd, x.len());
+                let near = near_means::<S, T, 1>(simd, x.len(), &mut [sample(simd, &tail, ahead)])[0];
+                let (sum, squares) = write_and_sum(simd, &tail, layer, &statistics, start, x, y, ahead, near);
+                next = next.join(Moments::of_partial(x.len(), near, sum, squares));
+            }
+        }
+        if statistics.safe {
+            save(saved, row, &statistics, 0);
+        } else {
+            careful_row(simd, layer, x, y, saved, row);
+        }
+    }
 }
 
 #[inline(always)]
 fn save<T: Element>(saved: &mut Option<SavedRows<'_, T>>, row: usize, statistics: &Statistics<T>, exponent: i32) {
     if let Some(saved) = saved {
         saved.set(row, statistics, exponent);
-    }
-}
-
-/// Rows `start..end` of one block each, `R` at a time; `R` divides their number.
-#[inline(always)]
-fn group_rows<S: Simd, T: Element, const R: usize>(
-    simd: S,
-    layer: Layer<'_, T>,
-    x: &[T],
-    y: &mut [T],
-    saved: &mut Option<SavedRows<'_, T>>,
-    start: usize,
-    end: usize,
-) {
-    if start == end {
-        return;
-    }
-    let features = layer.features;
-    let tail = Tail::new(simd, features);
-    let rows = |row: usize| &x[row * features..][..R * features];
-    let mut sums = [splat(simd, T::zero()); R];
-    for (sum, x) in sums.iter_mut().zip(rows(start).chunks_exact(features)) {
-        *sum = lane_sums(simd, &tail, x);
-    }
-    for row in (start..end).step_by(R) {
-        let statistics: [_; R] = group_statistics(simd, &tail, rows(row), sums, layer.epsilon);
-        let out = &mut y[row * features..][..R * features];
-        let next = if row + R < end { Some(rows(row + R)) } else { None };
-        for i in 0..R {
-            let at = i * features..(i + 1) * features;
-            let (x, y) = (&rows(row)[at.clone()], &mut out[at.clone()]);
-            match next {
-                Some(next) => sums[i] = normalize_and_sum(simd, &tail, layer, &statistics[i], x, y, &next[at]),
-                None => normalize_block(simd, &tail, layer, &statistics[i], 0, x, y),
-            }
-            save(saved, row + i, &statistics[i], 0);
-        }
-        if statistics.iter().any(
-            #[inline(always)]
-            |statistics| !statistics.safe,
-        ) {
-            for i in (0..R).filter(|&i| !statistics[i].safe) {
-                let at = i * features..(i + 1) * features;
-                normalize_rescued(simd, layer, &rows(row)[at.clone()], &mut out[at], saved, row + i);
-            }
-        }
     }
 }
 
@@ -185,15 +280,15 @@ pub(crate) fn normalize<S: Simd, T: Element>(
 ) {
     for (block, (x, y)) in x.chunks(T::BLOCK).zip(y.chunks_mut(T::BLOCK)).enumerate() {
         let tail = Tail::new(simd, x.len());
-        normalize_block(simd, &tail, layer, statistics, start + block * T::BLOCK, x, y);
+        write(simd, &tail, layer, statistics, start + block * T::BLOCK, x, y);
     }
 }
 
-/// y of a whole row that is not [`Statistics::safe`].
+/// y of a whole row whose statistics were not [`Statistics::safe`].
 #[simd]
 #[cold]
 #[inline(never)]
-fn normalize_rescued<S: Simd, T: Element>(
+fn careful_row<S: Simd, T: Element>(
     simd: S,
     layer: Layer<'_, T>,
     x: &[T],
@@ -201,9 +296,15 @@ fn normalize_rescued<S: Simd, T: Element>(
     saved: &mut Option<SavedRows<'_, T>>,
     row: usize,
 ) {
-    let rescued = rescued(simd, x, layer.epsilon);
-    normalize_rescaled(simd, layer, &rescued, 0, x, y);
-    save(saved, row, &rescued.in_units_of_row(), rescued.exponent);
+    let statistics = row_moments(simd, x).finish(layer.epsilon);
+    if statistics.safe {
+        normalize(simd, layer, &statistics, 0, x, y);
+        save(saved, row, &statistics, 0);
+    } else {
+        let rescued = rescued(simd, x, layer.epsilon);
+        normalize_rescaled(simd, layer, &rescued, 0, x, y);
+        save(saved, row, &rescued.in_units_of_row(), rescued.exponent);
+    }
 }
 
 /// y of the features from `start` on of a rescaled row.
@@ -227,6 +328,7 @@ pub(crate) fn normalize_rescaled<S: Simd, T: Element>(
 }
 
 /// The statistics of a row in every lane.
+#[derive(Clone, Copy)]
 struct Splat<V> {
     mean: V,
     low: V,
@@ -251,11 +353,21 @@ impl<V> Splat<V> {
     {
         ((x - self.mean) - self.low) * self.rstd * gain + bias
     }
+
+    /// Fills `y`.
+    #[inline(always)]
+    fn write<S: Simd>(&self, simd: S, x: &V::Array, gain: &V::Array, bias: &V::Array, y: &mut V::Array)
+    where
+        V: SimdBase<S>,
+    {
+        let load = V::load_array_ref;
+        self.affine(load(simd, x), load(simd, gain), load(simd, bias)).store_array(y);
+    }
 }
 
-/// y of at most a block of features.
+/// y of a block that starts at feature `start`.
 #[inline(always)]
-fn normalize_block<S: Simd, T: Element>(
+fn write<S: Simd, T: Element>(
     simd: S,
     tail: &Tail<S, T>,
     layer: Layer<'_, T>,
@@ -266,62 +378,50 @@ fn normalize_block<S: Simd, T: Element>(
 ) {
     let (gain, bias) = (layer.gain(start, x.len()), layer.bias(start, x.len()));
     let row = Splat::new(simd, statistics);
-    let lanes = T::LANES;
-    let vectors = x.chunks_exact(lanes).zip(y.chunks_exact_mut(lanes));
-    for ((x, y), (gain, bias)) in vectors.zip(gain.chunks_exact(lanes).zip(bias.chunks_exact(lanes))) {
-        row.affine(load(simd, x), load(simd, gain), load(simd, bias)).store_slice(y);
+    let arrays = T::chunks(x).0.iter().zip(T::chunks_mut(y).0);
+    for ((x, y), (gain, bias)) in arrays.zip(T::chunks(gain).0.iter().zip(T::chunks(bias).0)) {
+        row.write(simd, x, gain, bias, y);
     }
-    normalize_tail(tail, &row, gain, bias, x, y);
+    write_tail(tail, &row, gain, bias, x, y);
 }
 
-/// y of the last elements of a row, and the partial sums of the next row.
+/// y of a block of a row, and the partial sums of the block `ahead`.
 #[inline(always)]
-fn normalize_and_sum<S: Simd, T: Element>(
+#[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
+fn write_and_sum<S: Simd, T: Element>(
     simd: S,
     tail: &Tail<S, T>,
     layer: Layer<'_, T>,
     statistics: &Statistics<T>,
+    start: usize,
     x: &[T],
     y: &mut [T],
-    next: &[T],
-) -> Vector<S, T> {
-    let (gain, bias) = (layer.gain(0, x.len()), layer.bias(0, x.len()));
+    ahead: &[T],
+    near: T,
+) -> (Vector<S, T>, Vector<S, T>) {
+    let (gain, bias) = (layer.gain(start, x.len()), layer.bias(start, x.len()));
     let row = Splat::new(simd, statistics);
-    let zero = splat(simd, T::zero());
-    let mut sums = [zero; TURNS];
-    let turn = TURNS * T::LANES;
-    let whole = x.len() / turn * turn;
-    let arrays = x.chunks_exact(turn).zip(y.chunks_exact_mut(turn)).zip(next.chunks_exact(turn));
-    for (((x, y), next), (gain, bias)) in arrays.zip(gain.chunks_exact(turn).zip(bias.chunks_exact(turn))) {
-        for i in 0..TURNS {
-            let at = i * T::LANES..(i + 1) * T::LANES;
-            sums[i] += load(simd, &next[at.clone()]);
-            row.affine(load(simd, &x[at.clone()]), load(simd, &gain[at.clone()]), load(simd, &bias[at.clone()]))
-                .store_slice(&mut y[at]);
+    let mut partial = Partial::new(simd, near);
+    let (x_, ahead_, gain_, bias_, y_) = (vectors(x), vectors(ahead), vectors(gain), vectors(bias), vectors_mut(y));
+    let arrays = x_.pairs.iter().zip(y_.pairs).zip(ahead_.pairs);
+    for (((x, y), ahead), (gain, bias)) in arrays.zip(gain_.pairs.iter().zip(bias_.pairs)) {
+        for turn in 0..TURNS {
+            partial.add(turn, load::<S, T>(simd, &ahead[turn]));
+            row.write(simd, &x[turn], &gain[turn], &bias[turn], &mut y[turn]);
         }
     }
-    let mut at = whole;
-    for sum in &mut sums {
-        if at + T::LANES <= x.len() {
-            let range = at..at + T::LANES;
-            *sum += load(simd, &next[range.clone()]);
-            row.affine(
-                load(simd, &x[range.clone()]),
-                load(simd, &gain[range.clone()]),
-                load(simd, &bias[range.clone()]),
-            )
-            .store_slice(&mut y[range]);
-        } else if at < x.len() {
-            *sum += tail.load(next, zero);
-        }
-        at += T::LANES;
+    if let (Some(x), Some(y), Some(ahead), Some(gain), Some(bias)) = (x_.odd, y_.odd, ahead_.odd, gain_.odd, bias_.odd)
+    {
+        partial.add(0, load::<S, T>(simd, ahead));
+        row.write(simd, x, gain, bias, y);
     }
-    normalize_tail(tail, &row, gain, bias, x, y);
-    add_turns(sums)
+    write_tail(tail, &row, gain, bias, x, y);
+    partial.end(tail, ahead)
 }
 
+/// y of the tail of a block.
 #[inline(always)]
-fn normalize_tail<S: Simd, T: Element>(
+fn write_tail<S: Simd, T: Element>(
     tail: &Tail<S, T>,
     row: &Splat<Vector<S, T>>,
     gain: &[T],

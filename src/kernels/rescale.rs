@@ -13,7 +13,7 @@ use fearless_simd::Simd;
 use fearless_simd_macros::simd;
 
 use crate::element::{Element, LARGEST_BLOCK, times_power_of_two};
-use crate::kernels::moments::{Epsilon, Statistics, block_moments, join_moments};
+use crate::kernels::moments::{Epsilon, Moments, Statistics, block_moments};
 
 /// A row times 2^-exponent.
 #[derive(Clone, Copy, Debug)]
@@ -72,13 +72,11 @@ pub(crate) fn rescued<S: Simd, T: Element>(simd: S, row: &[T], epsilon: Epsilon)
 #[cold]
 pub(crate) fn rescued_at<S: Simd, T: Element>(simd: S, row: &[T], epsilon: Epsilon, exponent: i32) -> Rescaled<T> {
     let mut scaled = [T::zero(); LARGEST_BLOCK];
-    let moments = join_moments(row.chunks(T::BLOCK).map(
-        #[inline(always)]
-        |block| {
-            let scaled = &mut scaled[..block.len()];
-            rescale(block, exponent, scaled);
-            block_moments(simd, scaled)
-        },
-    ));
+    let mut moments = Moments::none();
+    for block in row.chunks(T::BLOCK) {
+        let scaled = &mut scaled[..block.len()];
+        rescale(block, exponent, scaled);
+        moments = moments.join(block_moments(simd, scaled));
+    }
     Rescaled { exponent, statistics: moments.finish(epsilon.rescaled(exponent)) }
 }
