@@ -6,6 +6,7 @@
 mod element;
 mod error;
 mod kernels;
+mod long;
 mod norm;
 mod parallel;
 mod params;

@@ -41,6 +41,39 @@ fn fork<J: Job>(job: J) {
     }
 }
 
+/// Has `f` fill each `width` places of `places`, with their number; together that reads about `bytes`.
+pub(crate) fn fill<N: Send>(places: &mut [N], width: usize, bytes: usize, f: impl Fn(usize, &mut [N]) + Sync) {
+    run(Fill { places, width, first: 0, f: &f }, bytes);
+}
+
+struct Fill<'a, N, F> {
+    places: &'a mut [N],
+    width: usize,
+    first: usize,
+    f: &'a F,
+}
+
+/// Places that are filled by one task.
+const FILLED_BY_ONE: usize = 8;
+
+impl<N: Send, F: Fn(usize, &mut [N]) + Sync> Job for Fill<'_, N, F> {
+    fn pieces(&self) -> usize {
+        self.places.len().div_ceil(self.width * FILLED_BY_ONE)
+    }
+
+    fn split(self, pieces: usize) -> (Self, Self) {
+        let filled = pieces * FILLED_BY_ONE;
+        let (first, second) = self.places.split_at_mut(filled * self.width);
+        (Self { places: first, ..self }, Self { places: second, first: self.first + filled, ..self })
+    }
+
+    fn run(self) {
+        for (index, place) in self.places.chunks_mut(self.width).enumerate() {
+            (self.f)(self.first + index, place);
+        }
+    }
+}
+
 /// Lends `f` a buffer of `len` elements, whatever is in them. It is this thread's, and kept for the next call.
 pub(crate) fn lend<T: Element, R>(len: usize, f: impl FnOnce(&mut [T]) -> R) -> R {
     // Taken, not borrowed: another job may run on this thread before `f` returns.

@@ -12,9 +12,10 @@ use ndarray::{ArrayView, ArrayViewD, ArrayViewMut, ArrayViewMutD, Dimension};
 
 use crate::element::Element;
 use crate::kernels::backward::{Columns, KeptRows};
-use crate::kernels::columns::{CHAIN, add_to_gradient, end_chain, join_block, rows_per_block};
+use crate::kernels::columns::{CHAIN, Gradient, end_chain, join_block, rows_per_block};
 use crate::kernels::normalize::{Layer, SavedRows};
 use crate::kernels::{backward, normalize};
+use crate::long;
 use crate::parallel::{self, Job};
 use crate::tiles::{gather, merge_leading, scatter};
 
@@ -153,6 +154,9 @@ pub(crate) fn forward<T: Element, D: Dimension>(
 ) {
     let rows = x.len() / call.layer.features;
     let (x, mut y) = (Input::new(x, call.trailing), Output::new(y, call.trailing));
+    if let (Input::Adjacent(x), Output::Adjacent(y), true) = (&x, &mut y, long::is_long::<T>(call.layer.features)) {
+        return long::forward(call.level, call.layer, x, y, saved);
+    }
     let job = Forward { call, rows: 0..rows, x: Some(&x), y: y.part(), saved };
     parallel::run(job, 2 * rows * call.layer.features * size_of::<T>());
 }
@@ -233,13 +237,6 @@ impl<T: Element> Job for Forward<'_, '_, T> {
     }
 }
 
-/// Where the sums of a backward call are added.
-#[derive(Debug)]
-pub(crate) struct Gradient<'a, T> {
-    pub(crate) gain: Option<&'a mut [T]>,
-    pub(crate) bias: Option<&'a mut [T]>,
-}
-
 /// dx of all rows; adds dgain and dbias to `grad`.
 pub(crate) fn backward<T: Element, D: Dimension>(
     call: &Call<'_, T>,
@@ -253,14 +250,18 @@ pub(crate) fn backward<T: Element, D: Dimension>(
     let rows = x.len() / features;
     let (x, dy) = (Input::new(x, call.trailing), Input::new(dy, call.trailing));
     let mut dx = Output::new(dx, call.trailing);
+    if let (Input::Adjacent(x), Input::Adjacent(dy), Output::Adjacent(dx), true) =
+        (&x, &dy, &mut dx, long::is_long::<T>(features))
+    {
+        return long::backward(call.level, call.layer, kept, x, dy, dx, grad);
+    }
     let job = Backward { call, rows: 0..rows, all: rows, kept, x: &x, dy: &dy, dx: dx.part(), blocks: &mut [] };
     if rows <= CHAIN {
         // One chain: nothing wider is needed.
         job.with_buffers(|job, mut buffers| {
             job.run_chain(0..rows, &mut buffers);
             let (dgain, dbias) = buffers.columns.split_at(features);
-            grad.gain.into_iter().for_each(|gain| add(gain, dgain));
-            grad.bias.into_iter().for_each(|bias| add(bias, dbias));
+            grad.add(dgain, dbias);
         });
         return;
     }
@@ -270,14 +271,8 @@ pub(crate) fn backward<T: Element, D: Dimension>(
         parallel::run(Backward { blocks: sums, ..job }, 3 * rows * features * size_of::<T>());
         let (total, others) = sums.split_at_mut(2 * features);
         others.chunks_exact(2 * features).for_each(|block| join_block(total, block));
-        let (dgain, dbias) = total.split_at(features);
-        grad.gain.into_iter().for_each(|gain| add_to_gradient(gain, dgain));
-        grad.bias.into_iter().for_each(|bias| add_to_gradient(bias, dbias));
+        grad.add_wide(total);
     });
-}
-
-fn add<T: Element>(gradient: &mut [T], sums: &[T]) {
-    gradient.iter_mut().zip(sums).for_each(|(gradient, &sum)| *gradient = *gradient + sum);
 }
 
 /// Backward of some row blocks.

@@ -83,6 +83,16 @@ impl<W: Wide> Sums<W> {
         Self { q: W::default().add(q.into()), qd: W::default().add(qd.into()) }
     }
 
+    /// To be kept.
+    pub(crate) fn to_wide(self) -> [W; 2] {
+        [self.q, self.qd]
+    }
+
+    /// As they were kept.
+    pub(crate) fn from_wide([q, qd]: [W; 2]) -> Self {
+        Self { q, qd }
+    }
+
     /// With those of the block that follows.
     #[inline(always)]
     pub(crate) fn join(self, next: Self) -> Self {
@@ -91,7 +101,7 @@ impl<W: Wide> Sums<W> {
 }
 
 /// What the first pass needs to know of a row.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Row<T> {
     mean: T,
     low: T,
@@ -122,6 +132,16 @@ impl<T: Element> Row<T> {
         Self { mean, low, rstd, exponent }
     }
 
+    /// Calls `f` with a block times the power of two, and with this row in these units.
+    #[cold]
+    #[inline(never)]
+    fn with_rescaled<R>(&self, block: &[T], f: impl FnOnce(&Self, &[T]) -> R) -> R {
+        let mut scaled = [T::zero(); LARGEST_BLOCK];
+        let scaled = &mut scaled[..block.len()];
+        rescale(block, self.exponent, scaled);
+        f(&Self { exponent: 0, ..*self }, scaled)
+    }
+
     /// k and m.
     #[inline(always)]
     pub(crate) fn coefficients(&self, sums: Sums<T::Wide>, features: usize) -> Coefficients<T> {
@@ -133,7 +153,7 @@ impl<T: Element> Row<T> {
 }
 
 /// What the second pass needs to know of a row, beside [`Row`].
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Coefficients<T> {
     k: T,
     m: T,
@@ -446,23 +466,13 @@ pub(crate) fn row_sums<S: Simd, T: Element>(
     x: &[T],
     dy: &[T],
 ) -> Sums<T::Wide> {
-    let mut scaled = [T::zero(); LARGEST_BLOCK];
-    let x = in_units(row, x, &mut scaled);
+    if row.exponent != 0 {
+        return row.with_rescaled(x, |row, x| row_sums(simd, layer, row, start, x, dy));
+    }
     let tail = Tail::new(simd, x.len());
     let block = Read { gain: layer.gain(start, x.len()), x, dy };
     let (q, qd) = partial_sums(simd, &tail, row, &block);
     Sums::of_partial::<S, T>(q, qd)
-}
-
-/// `x`, times a power of two where the row needs it.
-#[inline(always)]
-fn in_units<'a, T: Element>(row: &Row<T>, x: &'a [T], scaled: &'a mut [T]) -> &'a [T] {
-    if row.exponent == 0 {
-        return x;
-    }
-    let scaled = &mut scaled[..x.len()];
-    rescale(x, row.exponent, scaled);
-    scaled
 }
 
 /// dx and columns of the features from `start` on of one row.
@@ -479,19 +489,22 @@ pub(crate) fn row_gradients<S: Simd, T: Element>(
     dx: &mut [T],
     columns: &mut Columns<'_, T>,
 ) {
-    let mut scaled = [T::zero(); LARGEST_BLOCK];
     for at in (0..x.len()).step_by(T::BLOCK) {
         let block = at..(at + T::BLOCK).min(x.len());
-        let x = in_units(row, &x[block.clone()], &mut scaled);
-        let tail = Tail::new(simd, x.len());
-        let gain = layer.gain(start + at, x.len());
-        let (dy, dx) = (&dy[block.clone()], &mut dx[block.clone()]);
-        let Columns { dgain, dbias } = columns.part(block);
-        let write = Write { dx, dgain, dbias };
-        gradients(simd, &tail, &Second::new(simd, row, coefficients), &Read { gain, x, dy }, write);
+        let start = start + at;
+        let (x, dy, dx) = (&x[block.clone()], &dy[block.clone()], &mut dx[block.clone()]);
+        let mut columns = columns.part(block);
         if row.exponent != 0 {
+            row.with_rescaled(x, |row, x| {
+                row_gradients(simd, layer, row, coefficients, start, x, dy, dx, &mut columns);
+            });
             dx.iter_mut().for_each(|dx| *dx = times_power_of_two(*dx, -row.exponent));
+            continue;
         }
+        let tail = Tail::new(simd, x.len());
+        let read = Read { gain: layer.gain(start, x.len()), x, dy };
+        let write = Write { dx, dgain: columns.dgain, dbias: columns.dbias };
+        gradients(simd, &tail, &Second::new(simd, row, coefficients), &read, write);
     }
 }
 

@@ -10,6 +10,8 @@
 //! A sum of a million rows in one `f32` has an error of 2e-6 of its value; chains of 64 that end in something wider
 //! keep it below 1e-7.
 
+use std::ops::Range;
+
 use crate::element::{Element, Wide};
 
 /// Rows whose terms are added as elements before they are added to something wider.
@@ -39,9 +41,49 @@ pub(crate) fn join_block<W: Wide>(total: &mut [W], block: &[W]) {
     }
 }
 
-/// Adds a sum to what a gradient holds.
-pub(crate) fn add_to_gradient<T: Element>(gradient: &mut [T], total: &[T::Wide]) {
-    for (gradient, total) in gradient.iter_mut().zip(total) {
-        *gradient = T::from_f64(total.add((*gradient).into()).value());
+/// What a backward call adds to: dgain and dbias of some columns, each if the layer has the parameter.
+#[derive(Debug)]
+pub(crate) struct Gradient<'a, T> {
+    pub(crate) gain: Option<&'a mut [T]>,
+    pub(crate) bias: Option<&'a mut [T]>,
+}
+
+impl<T: Element> Gradient<'_, T> {
+    /// Adds the sums of the only chain.
+    pub(crate) fn add(self, dgain: &[T], dbias: &[T]) {
+        let add = |gradient: &mut [T], sums: &[T]| {
+            gradient.iter_mut().zip(sums).for_each(|(gradient, &sum)| *gradient = *gradient + sum);
+        };
+        self.gain.into_iter().for_each(|gain| add(gain, dgain));
+        self.bias.into_iter().for_each(|bias| add(bias, dbias));
+    }
+
+    /// Adds the sums of all blocks: those by the gain, then those by the bias.
+    pub(crate) fn add_wide(self, total: &[T::Wide]) {
+        let add = |gradient: &mut [T], sums: &[T::Wide]| {
+            for (gradient, sum) in gradient.iter_mut().zip(sums) {
+                *gradient = T::from_f64(sum.add((*gradient).into()).value());
+            }
+        };
+        let (dgain, dbias) = total.split_at(total.len() / 2);
+        self.gain.into_iter().for_each(|gain| add(gain, dgain));
+        self.bias.into_iter().for_each(|bias| add(bias, dbias));
+    }
+
+    /// Those of some of the columns.
+    pub(crate) fn part(&mut self, columns: Range<usize>) -> Gradient<'_, T> {
+        Gradient {
+            gain: self.gain.as_deref_mut().map(|gain| &mut gain[columns.clone()]),
+            bias: self.bias.as_deref_mut().map(|bias| &mut bias[columns]),
+        }
+    }
+}
+
+impl<'a, T> Gradient<'a, T> {
+    /// Those of the first columns, and of the others.
+    pub(crate) fn split(self, columns: usize) -> (Self, Self) {
+        let (gain, gain_second) = self.gain.map(|gain| gain.split_at_mut(columns)).unzip();
+        let (bias, bias_second) = self.bias.map(|bias| bias.split_at_mut(columns)).unzip();
+        (Self { gain, bias }, Self { gain: gain_second, bias: bias_second })
     }
 }

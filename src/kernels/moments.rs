@@ -78,7 +78,25 @@ pub(crate) struct Moments<T: Element> {
     near: bool,
 }
 
+impl<T: Element> Statistics<T> {
+    /// Of a row that is not there yet.
+    pub(crate) fn none() -> Self {
+        Self { mean: T::zero(), low: T::zero(), rstd: T::zero(), safe: true }
+    }
+}
+
 impl<T: Element> Moments<T> {
+    /// To be kept: [`Moments::from_wide`] knows the count.
+    pub(crate) fn to_wide(self) -> [T::Wide; 2] {
+        debug_assert!(self.near, "only moments that hold are kept");
+        [self.mean, self.squares]
+    }
+
+    /// The moments of `len` elements that were kept.
+    pub(crate) fn from_wide(len: usize, [mean, squares]: [T::Wide; 2]) -> Self {
+        Self { count: len as f64, mean, squares, near: true }
+    }
+
     /// Those of no element.
     #[inline(always)]
     pub(crate) fn none() -> Self {

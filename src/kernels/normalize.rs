@@ -88,7 +88,7 @@ impl<'a, T: Element> SavedRows<'a, T> {
     }
 
     #[inline(always)]
-    fn set(&mut self, row: usize, statistics: &Statistics<T>, exponent: i32) {
+    pub(crate) fn set(&mut self, row: usize, statistics: &Statistics<T>, exponent: i32) {
         self.mean[row] = statistics.mean;
         self.low[row] = statistics.low;
         self.rstd[row] = statistics.rstd;

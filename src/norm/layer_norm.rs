@@ -6,10 +6,11 @@ use ndarray::{Array, ArrayD, ArrayRef, ArrayView1, ArrayViewD, ArrayViewMutD, Di
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::kernels::backward::KeptRows;
+use crate::kernels::columns::Gradient;
 use crate::kernels::moments::Epsilon;
 use crate::kernels::normalize::{Layer, SavedRows};
 use crate::params::{Affine, Parameters};
-use crate::rows::{self, Call, Gradient};
+use crate::rows::{self, Call};
 use crate::simd;
 
 /// Layer normalization over the trailing axes.

@@ -1,0 +1,309 @@
+//! Rows too long for the cache of a core: in two sweeps, the second tile by tile of columns.
+//!
+//! ```text
+//! each chain of rows:
+//!     first sweep:   the sums of each block of each row       blocks in parallel
+//!     each row:      its blocks joined, in order
+//!     second sweep:  each tile of columns, row after row      tiles in parallel; its gain and bias stay in L1
+//! ```
+//!
+//! The orders of additions are those of rows taken one by one, so the bits are.
+
+use std::ops::Range;
+
+use fearless_simd::{Level, dispatch};
+use ndarray::{ArrayViewMut2, Axis};
+
+use crate::element::{Element, LARGEST_BLOCK};
+use crate::kernels::backward::{Coefficients, Columns, KeptRows, Row, Sums, row_gradients, row_sums};
+use crate::kernels::columns::{CHAIN, Gradient, end_chain, join_block, rows_per_block};
+use crate::kernels::moments::{Moments, Statistics, block_moments};
+use crate::kernels::normalize::{Layer, SavedRows, normalize, normalize_rescaled};
+use crate::kernels::rescale::{Rescaled, rescued};
+use crate::parallel::{self, Job};
+
+/// Bytes of a row above which two rows, gain and bias leave the cache of a core.
+const LONG: usize = 160 * 1024;
+
+/// Whether rows of that many features are taken here.
+pub(crate) fn is_long<T: Element>(features: usize) -> bool {
+    features * size_of::<T>() > LONG
+}
+
+/// y of all rows, side by side in `x` and `y`.
+pub(crate) fn forward<T: Element>(
+    level: Level,
+    layer: Layer<'_, T>,
+    x: &[T],
+    y: &mut [T],
+    mut saved: Option<SavedRows<'_, T>>,
+) {
+    let features = layer.features;
+    let blocks = Blocks::new::<T>(features);
+    for (x, y) in x.chunks(CHAIN * features).zip(y.chunks_mut(CHAIN * features)) {
+        let mut rows = [Rescaled { exponent: 0, statistics: Statistics::none() }; CHAIN];
+        let rows = &mut rows[..x.len() / features];
+        let mut saved = saved.as_mut().map(|saved| saved.take_first(rows.len()));
+        parallel::lend_wide::<T, _>(2 * blocks.count * rows.len(), |sums| {
+            parallel::fill(sums, 2, size_of_val(x), |index, sums| {
+                let block = &x[blocks.in_rows(index)];
+                sums.copy_from_slice(&dispatch!(level, simd => block_moments(simd, block)).to_wide());
+            });
+            for (i, row) in rows.iter_mut().enumerate() {
+                let mut moments = Moments::none();
+                for block in 0..blocks.count {
+                    let sums = &sums[2 * (i * blocks.count + block)..][..2];
+                    moments = moments.join(Moments::from_wide(blocks.columns(block).len(), [sums[0], sums[1]]));
+                }
+                row.statistics = moments.finish(layer.epsilon);
+                if !row.statistics.safe {
+                    let x = &x[i * features..][..features];
+                    *row = dispatch!(level, simd => rescued(simd, x, layer.epsilon));
+                }
+                if let Some(saved) = &mut saved {
+                    saved.set(i, &row.in_units_of_row(), row.exponent);
+                }
+            }
+        });
+        let y = ArrayViewMut2::from_shape((rows.len(), features), y).expect("y has the elements of its rows");
+        parallel::run(Write { level, layer, rows, x, y, columns: 0..features }, 2 * size_of_val(x));
+    }
+}
+
+/// The blocks of rows that are side by side.
+#[derive(Clone, Copy)]
+struct Blocks {
+    features: usize,
+    len: usize,
+    count: usize,
+}
+
+impl Blocks {
+    fn new<T: Element>(features: usize) -> Self {
+        Self { features, len: T::BLOCK, count: features.div_ceil(T::BLOCK) }
+    }
+
+    /// The columns of a block.
+    fn columns(&self, block: usize) -> Range<usize> {
+        block * self.len..((block + 1) * self.len).min(self.features)
+    }
+
+    /// The elements of a block, counted row after row.
+    fn in_rows(&self, index: usize) -> Range<usize> {
+        let (row, columns) = (index / self.count * self.features, self.columns(index % self.count));
+        row + columns.start..row + columns.end
+    }
+}
+
+/// Columns of a tile: x, y, gain and bias of a tile fit into L1.
+const fn tile<T: Element>() -> usize {
+    T::BLOCK
+}
+
+/// The tiles of some columns.
+fn tiles<T: Element>(columns: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let end = columns.end;
+    columns.clone().step_by(tile::<T>()).map(move |start| start..(start + tile::<T>()).min(end))
+}
+
+/// The column where `tiles` tiles of `columns` end.
+fn after<T: Element>(columns: &Range<usize>, tiles: usize) -> usize {
+    (columns.start + tiles * tile::<T>()).min(columns.end)
+}
+
+/// The second sweep of forward over some columns.
+struct Write<'a, T> {
+    level: Level,
+    layer: Layer<'a, T>,
+    rows: &'a [Rescaled<T>],
+    x: &'a [T],
+    /// These columns of y.
+    y: ArrayViewMut2<'a, T>,
+    columns: Range<usize>,
+}
+
+impl<T: Element> Job for Write<'_, T> {
+    fn pieces(&self) -> usize {
+        self.columns.len().div_ceil(tile::<T>())
+    }
+
+    fn split(self, pieces: usize) -> (Self, Self) {
+        let middle = after::<T>(&self.columns, pieces);
+        let (first, second) = self.y.split_at(Axis(1), middle - self.columns.start);
+        (
+            Self { y: first, columns: self.columns.start..middle, ..self },
+            Self { y: second, columns: middle..self.columns.end, ..self },
+        )
+    }
+
+    fn run(mut self) {
+        let Layer { features, .. } = self.layer;
+        for tile in tiles::<T>(&self.columns) {
+            let here = tile.start - self.columns.start..tile.end - self.columns.start;
+            for (i, row) in self.rows.iter().enumerate() {
+                let x = &self.x[i * features..][tile.clone()];
+                let mut y = self.y.row_mut(i);
+                let y = &mut y.as_slice_mut().expect(ROW)[here.clone()];
+                dispatch!(self.level, simd => if row.exponent == 0 {
+                    normalize(simd, self.layer, &row.statistics, tile.start, x, y);
+                } else {
+                    normalize_rescaled(simd, self.layer, row, tile.start, x, y);
+                });
+            }
+        }
+    }
+}
+
+const ROW: &str = "the columns of a row are side by side";
+
+/// dx of all rows, side by side in `x`, `dy` and `dx`; adds dgain and dbias to `grad`.
+#[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
+pub(crate) fn backward<T: Element>(
+    level: Level,
+    layer: Layer<'_, T>,
+    kept: KeptRows<'_, T>,
+    x: &[T],
+    dy: &[T],
+    dx: &mut [T],
+    mut grad: Gradient<'_, T>,
+) {
+    let features = layer.features;
+    let all = x.len() / features;
+    let wide = if all <= CHAIN { 0 } else { 2 * features };
+    let per_block = rows_per_block(all, features);
+    let chain = CHAIN * features;
+    let blocks = Blocks::new::<T>(features);
+    parallel::lend_wide::<T, _>(2 * wide + 2 * blocks.count * CHAIN.min(all), |scratch| {
+        let (total, scratch) = scratch.split_at_mut(wide);
+        let (block, sums) = scratch.split_at_mut(wide);
+        for (index, ((x, dy), dx)) in x.chunks(chain).zip(dy.chunks(chain)).zip(dx.chunks_mut(chain)).enumerate() {
+            let first = index * CHAIN;
+            let mut rows = [Default::default(); CHAIN];
+            let rows = &mut rows[..x.len() / features];
+            let kept = kept.rows(first..first + rows.len());
+            first_sweep(level, &layer, &kept, x, dy, sums, rows);
+            let dx = ArrayViewMut2::from_shape((rows.len(), features), dx).expect("dx has the elements of its rows");
+            let sums = if wide == 0 {
+                End::Gradient(grad.part(0..features))
+            } else {
+                let (dgain, dbias) = block.split_at_mut(features);
+                End::Block { dgain, dbias }
+            };
+            let job = Gradients { level, layer, rows, x, dy, dx, sums, columns: 0..features };
+            parallel::run(job, 3 * size_of_val(x));
+            if wide > 0 && ((first + CHAIN) % per_block == 0 || first + CHAIN >= all) {
+                join_block(total, block);
+                block.fill(T::Wide::default());
+            }
+        }
+        if wide > 0 {
+            grad.add_wide(total);
+        }
+    });
+}
+
+/// Fills `rows`, by way of `sums`.
+fn first_sweep<T: Element>(
+    level: Level,
+    layer: &Layer<'_, T>,
+    kept: &KeptRows<'_, T>,
+    x: &[T],
+    dy: &[T],
+    sums: &mut [T::Wide],
+    rows: &mut [(Row<T>, Coefficients<T>)],
+) {
+    let features = layer.features;
+    let blocks = Blocks::new::<T>(features);
+    for (i, (row, _)) in rows.iter_mut().enumerate() {
+        *row = dispatch!(level, simd => Row::rescaled(simd, layer, kept, i, &x[i * features..][..features]));
+    }
+    let sums = &mut sums[..2 * blocks.count * rows.len()];
+    let numbers = &*rows;
+    parallel::fill(sums, 2, 2 * size_of_val(x), |index, sums| {
+        let (row, at) = (&numbers[index / blocks.count].0, blocks.in_rows(index));
+        let (start, x, dy) = (blocks.columns(index % blocks.count).start, &x[at.clone()], &dy[at]);
+        sums.copy_from_slice(&dispatch!(level, simd => row_sums(simd, layer, row, start, x, dy)).to_wide());
+    });
+    for ((row, coefficients), sums) in rows.iter_mut().zip(sums.chunks_exact(2 * blocks.count)) {
+        let mut total = Sums::default();
+        for block in sums.chunks_exact(2) {
+            total = total.join(Sums::from_wide([block[0], block[1]]));
+        }
+        *coefficients = row.coefficients(total, features);
+    }
+}
+
+/// Where the column sums of a chain go.
+enum End<'a, T: Element> {
+    Gradient(Gradient<'a, T>),
+    Block { dgain: &'a mut [T::Wide], dbias: &'a mut [T::Wide] },
+}
+
+/// The second sweep of backward over some columns.
+struct Gradients<'a, T: Element> {
+    level: Level,
+    layer: Layer<'a, T>,
+    rows: &'a [(Row<T>, Coefficients<T>)],
+    x: &'a [T],
+    dy: &'a [T],
+    /// These columns of dx.
+    dx: ArrayViewMut2<'a, T>,
+    /// For these columns.
+    sums: End<'a, T>,
+    columns: Range<usize>,
+}
+
+impl<T: Element> Job for Gradients<'_, T> {
+    fn pieces(&self) -> usize {
+        self.columns.len().div_ceil(tile::<T>())
+    }
+
+    fn split(self, pieces: usize) -> (Self, Self) {
+        let middle = after::<T>(&self.columns, pieces);
+        let at = middle - self.columns.start;
+        let (dx_first, dx_second) = self.dx.split_at(Axis(1), at);
+        let (first, second) = match self.sums {
+            End::Gradient(grad) => {
+                let (first, second) = grad.split(at);
+                (End::Gradient(first), End::Gradient(second))
+            }
+            End::Block { dgain, dbias } => {
+                let (dgain, dgain_second) = dgain.split_at_mut(at);
+                let (dbias, dbias_second) = dbias.split_at_mut(at);
+                (End::Block { dgain, dbias }, End::Block { dgain: dgain_second, dbias: dbias_second })
+            }
+        };
+        (
+            Self { dx: dx_first, sums: first, columns: self.columns.start..middle, ..self },
+            Self { dx: dx_second, sums: second, columns: middle..self.columns.end, ..self },
+        )
+    }
+
+    fn run(mut self) {
+        let Layer { features, .. } = self.layer;
+        let (mut dgain, mut dbias) = ([T::zero(); LARGEST_BLOCK], [T::zero(); LARGEST_BLOCK]);
+        for tile in tiles::<T>(&self.columns) {
+            let here = tile.start - self.columns.start..tile.end - self.columns.start;
+            let (dgain, dbias) = (&mut dgain[..tile.len()], &mut dbias[..tile.len()]);
+            dgain.fill(T::zero());
+            dbias.fill(T::zero());
+            let mut columns = Columns { dgain, dbias };
+            for (i, (row, coefficients)) in self.rows.iter().enumerate() {
+                let at = i * features + tile.start..i * features + tile.end;
+                let (x, dy) = (&self.x[at.clone()], &self.dy[at]);
+                let mut dx = self.dx.row_mut(i);
+                let dx = &mut dx.as_slice_mut().expect(ROW)[here.clone()];
+                dispatch!(self.level, simd => {
+                    row_gradients(simd, &self.layer, row, coefficients, tile.start, x, dy, dx, &mut columns);
+                });
+            }
+            match &mut self.sums {
+                End::Gradient(grad) => grad.part(here).add(columns.dgain, columns.dbias),
+                End::Block { dgain, dbias } => {
+                    end_chain(columns.dgain, &mut dgain[here.clone()]);
+                    end_chain(columns.dbias, &mut dbias[here]);
+                }
+            }
+        }
+    }
+}
