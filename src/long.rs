@@ -157,7 +157,6 @@ impl<T: Element> Job for Write<'_, T> {
 const ROW: &str = "the columns of a row are side by side";
 
 /// dx of all rows, side by side in `x`, `dy` and `dx`; adds dgain and dbias to `grad`.
-#[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
 pub(crate) fn backward<T: Element>(
     level: Level,
     layer: Layer<'_, T>,
@@ -191,7 +190,7 @@ pub(crate) fn backward<T: Element>(
             };
             let job = Gradients { level, layer, rows, x, dy, dx, sums, columns: 0..features };
             parallel::run(job, 3 * size_of_val(x));
-            if wide > 0 && ((first + CHAIN) % per_block == 0 || first + CHAIN >= all) {
+            if wide > 0 && ((first + CHAIN).is_multiple_of(per_block) || first + CHAIN >= all) {
                 join_block(total, block);
                 block.fill(T::Wide::default());
             }

@@ -390,7 +390,6 @@ fn groups<S: Simd, T: Element, const R: usize>(
 
 /// Rows of several blocks that need not be rescaled, one at a time.
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
 fn long_rows<S: Simd, T: Element>(
     simd: S,
     layer: &Layer<'_, T>,

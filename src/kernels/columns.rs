@@ -52,7 +52,7 @@ impl<T: Element> Gradient<'_, T> {
     /// Adds the sums of the only chain.
     pub(crate) fn add(self, dgain: &[T], dbias: &[T]) {
         let add = |gradient: &mut [T], sums: &[T]| {
-            gradient.iter_mut().zip(sums).for_each(|(gradient, &sum)| *gradient = *gradient + sum);
+            gradient.iter_mut().zip(sums).for_each(|(gradient, &sum)| *gradient += sum);
         };
         self.gain.into_iter().for_each(|gain| add(gain, dgain));
         self.bias.into_iter().for_each(|bias| add(bias, dbias));

@@ -1,0 +1,168 @@
+//! What the benches share: shapes, inputs, and the loops that layer normalization is measured against.
+
+use std::time::Duration;
+
+use fearless_simd::{Level, Simd, dispatch, f32x16, prelude::*};
+use fearless_simd_macros::simd;
+use layernorm::{LayerNorm, Saved};
+use ndarray::{Array1, Array2, Axis};
+
+/// `rows × features`, from one row to the largest caches and beyond, long and short, wide and narrow.
+pub const SHAPES: [(usize, usize); 12] = [
+    (1, 400),
+    (64, 512),
+    (128, 1000),
+    (64, 2400),
+    (8192, 768),
+    (8192, 1024),
+    (2048, 4096),
+    (512, 12288),
+    (16, 65536),
+    (65536, 64),
+    (32768, 256),
+    (4, 1048576),
+];
+
+/// Everything a call needs.
+pub struct Case {
+    pub norm: LayerNorm<f32>,
+    pub x: Array2<f32>,
+    pub dy: Array2<f32>,
+    pub y: Array2<f32>,
+    pub dx: Array2<f32>,
+    pub saved: Saved<f32>,
+    pub grad: layernorm::Affine<f32>,
+}
+
+impl Case {
+    pub fn new(rows: usize, features: usize) -> Self {
+        let random = |seed, len| Array1::from_iter(textbook::pattern(len, seed).into_iter().map(|x| x as f32));
+        let matrix = |seed| random(seed, rows * features).into_shape_with_order((rows, features)).expect("as many");
+        let norm = LayerNorm::new(features).with_gain(random(1, features) + 1.0).expect("as many");
+        let norm = norm.with_bias(random(2, features)).expect("as many");
+        let (x, dy) = (matrix(3), matrix(4));
+        let (y, saved) = norm.forward(&x).expect("the shapes fit");
+        let (dx, grad) = (Array2::zeros(x.raw_dim()), norm.zero_grad());
+        Self { norm, x, dy, y, dx, saved, grad }
+    }
+
+    pub fn forward(&mut self) {
+        self.norm.forward_into(&self.x, &mut self.y, &mut self.saved).expect("the shapes fit");
+    }
+
+    pub fn infer(&mut self) {
+        self.norm.infer_into(&self.x, &mut self.y).expect("the shapes fit");
+    }
+
+    pub fn backward(&mut self) {
+        let Self { norm, x, dy, dx, saved, grad, .. } = self;
+        norm.backward_into(x, saved, dy, dx, grad).expect("the shapes fit");
+    }
+
+    /// The least that forward can cost: x read, y written.
+    pub fn copy(&mut self) {
+        let (x, y) = (self.x.as_slice().expect("standard"), self.y.as_slice_mut().expect("standard"));
+        halves(x, x, y, |x, _, y| y.copy_from_slice(x));
+    }
+
+    /// The same with vectors; on small arrays it can be the faster of the two.
+    pub fn vector_copy(&mut self) {
+        let (x, y) = (self.x.as_slice().expect("standard"), self.y.as_slice_mut().expect("standard"));
+        halves(x, x, y, |x, _, y| dispatch!(Level::new(), simd => vector_copy(simd, x, y)));
+    }
+
+    /// The least that backward can cost: x and dy read, dx written.
+    pub fn stream(&mut self) {
+        let (x, dy) = (self.x.as_slice().expect("standard"), self.dy.as_slice().expect("standard"));
+        let dx = self.dx.as_slice_mut().expect("standard");
+        halves(x, dy, dx, |x, dy, dx| dispatch!(Level::new(), simd => stream(simd, x, dy, dx)));
+    }
+
+    /// Forward as ndarray's documentation teaches it.
+    pub fn textbook_forward(&mut self) {
+        let mean = self.x.mean_axis(Axis(1)).expect("features").insert_axis(Axis(1));
+        let rstd = self.x.var_axis(Axis(1), 0.0).mapv(|v| 1.0 / (v + 1e-5).sqrt()).insert_axis(Axis(1));
+        let (gain, bias) = (self.norm.gain().expect("has one"), self.norm.bias().expect("has one"));
+        self.y.assign(&((&self.x - &mean) * &rstd * gain + bias));
+    }
+
+    /// Backward likewise.
+    pub fn textbook_backward(&mut self) {
+        let mean = self.x.mean_axis(Axis(1)).expect("features").insert_axis(Axis(1));
+        let rstd = self.x.var_axis(Axis(1), 0.0).mapv(|v| 1.0 / (v + 1e-5).sqrt()).insert_axis(Axis(1));
+        let xhat = (&self.x - &mean) * &rstd;
+        let q = &self.dy * &self.norm.gain().expect("has one");
+        let mean_q = q.mean_axis(Axis(1)).expect("features").insert_axis(Axis(1));
+        let mean_qx = (&q * &xhat).mean_axis(Axis(1)).expect("features").insert_axis(Axis(1));
+        self.dx.assign(&((q - mean_q - &xhat * &mean_qx) * &rstd));
+        let mut dgain = self.grad.gain_mut().expect("has one");
+        dgain += &(&self.dy * &xhat).sum_axis(Axis(0));
+        let mut dbias = self.grad.bias_mut().expect("has one");
+        dbias += &self.dy.sum_axis(Axis(0));
+    }
+
+    /// Panics unless the first and the last row of y and dx are those of the oracle: no time without a right result.
+    pub fn check(&mut self) {
+        self.forward();
+        self.backward();
+        let wide = |row: ndarray::ArrayView1<'_, f32>| row.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
+        let flat = |view: Option<ndarray::ArrayViewD<'_, f32>>| -> Vec<f64> {
+            view.expect("has one").iter().map(|&x| f64::from(x)).collect()
+        };
+        let (gain, bias) = (flat(self.norm.gain()), flat(self.norm.bias()));
+        let eps = f64::from(self.norm.eps());
+        for row in [0, self.x.nrows() - 1] {
+            let (x, dy) = (wide(self.x.row(row)), wide(self.dy.row(row)));
+            let right = textbook::forward(&x, Some(&gain), Some(&bias), eps);
+            near("y", row, &wide(self.y.row(row)), &right.y);
+            near("dx", row, &wide(self.dx.row(row)), &textbook::backward_row(&x, Some(&gain), eps, &dy));
+        }
+    }
+}
+
+fn near(name: &str, row: usize, got: &[f64], right: &[f64]) {
+    let largest = right.iter().fold(0.0, |largest: f64, x| largest.max(x.abs()));
+    for (i, (got, right)) in got.iter().zip(right).enumerate() {
+        assert!((got - right).abs() <= 1e-6 * largest, "{name}[{row}, {i}]: got {got}, right is {right}");
+    }
+}
+
+/// Has each thread of the pool do its part of a loop, as far as there are two.
+fn halves(a: &[f32], b: &[f32], out: &mut [f32], f: impl Fn(&[f32], &[f32], &mut [f32]) + Sync) {
+    if rayon::current_num_threads() == 1 {
+        return f(a, b, out);
+    }
+    let half = (out.len() / 2).next_multiple_of(16).min(out.len());
+    let (first, second) = out.split_at_mut(half);
+    rayon::join(|| f(&a[..half], &b[..half], first), || f(&a[half..], &b[half..], second));
+}
+
+#[simd]
+fn vector_copy<S: Simd>(simd: S, x: &[f32], y: &mut [f32]) {
+    let (x, x_rest) = x.as_chunks();
+    let (y, y_rest) = y.as_chunks_mut();
+    for (x, y) in x.iter().zip(y) {
+        f32x16::load_array_ref(simd, x).store_array(y);
+    }
+    y_rest.copy_from_slice(x_rest);
+}
+
+#[simd]
+fn stream<S: Simd>(simd: S, x: &[f32], dy: &[f32], dx: &mut [f32]) {
+    let ((x, x_rest), (dy, dy_rest)) = (x.as_chunks(), dy.as_chunks());
+    let (dx, dx_rest) = dx.as_chunks_mut();
+    for ((x, dy), dx) in x.iter().zip(dy).zip(dx) {
+        (f32x16::load_array_ref(simd, x) + f32x16::load_array_ref(simd, dy)).store_array(dx);
+    }
+    for ((x, dy), dx) in x_rest.iter().zip(dy_rest).zip(dx_rest) {
+        *dx = x + dy;
+    }
+}
+
+/// Runs `f` on a pool of that many threads.
+pub fn on_threads<R: Send>(threads: usize, f: impl FnOnce() -> R + Send) -> R {
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool").install(f)
+}
+
+/// How long one sample may take.
+pub const SAMPLE: Duration = Duration::from_millis(4);
