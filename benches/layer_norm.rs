@@ -12,8 +12,9 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 type Call = fn(&mut Case);
 
 /// What is timed, and the arrays of x's size that it reads or writes at least.
-const CALLS: [(&str, Call, usize); 7] = [
+const CALLS: [(&str, Call, usize); 8] = [
     ("copy", Case::copy, 2),
+    ("vector copy", Case::vector_copy, 2),
     ("forward", Case::forward, 2),
     ("infer", Case::infer, 2),
     ("textbook forward", Case::textbook_forward, 2),

@@ -1,14 +1,12 @@
 //! What the benches share: shapes, inputs, and the loops that layer normalization is measured against.
 
-use std::time::Duration;
-
 use fearless_simd::{Level, Simd, dispatch, f32x16, prelude::*};
 use fearless_simd_macros::simd;
 use layernorm::{LayerNorm, Saved};
 use ndarray::{Array1, Array2, Axis};
 
 /// `rows × features`, from one row to the largest caches and beyond, long and short, wide and narrow.
-pub const SHAPES: [(usize, usize); 12] = [
+pub(crate) const SHAPES: [(usize, usize); 12] = [
     (1, 400),
     (64, 512),
     (128, 1000),
@@ -24,18 +22,18 @@ pub const SHAPES: [(usize, usize); 12] = [
 ];
 
 /// Everything a call needs.
-pub struct Case {
-    pub norm: LayerNorm<f32>,
-    pub x: Array2<f32>,
-    pub dy: Array2<f32>,
-    pub y: Array2<f32>,
-    pub dx: Array2<f32>,
-    pub saved: Saved<f32>,
-    pub grad: layernorm::Affine<f32>,
+pub(crate) struct Case {
+    pub(crate) norm: LayerNorm<f32>,
+    pub(crate) x: Array2<f32>,
+    pub(crate) dy: Array2<f32>,
+    pub(crate) y: Array2<f32>,
+    pub(crate) dx: Array2<f32>,
+    pub(crate) saved: Saved<f32>,
+    pub(crate) grad: layernorm::Affine<f32>,
 }
 
 impl Case {
-    pub fn new(rows: usize, features: usize) -> Self {
+    pub(crate) fn new(rows: usize, features: usize) -> Self {
         let random = |seed, len| Array1::from_iter(textbook::pattern(len, seed).into_iter().map(|x| x as f32));
         let matrix = |seed| random(seed, rows * features).into_shape_with_order((rows, features)).expect("as many");
         let norm = LayerNorm::new(features).with_gain(random(1, features) + 1.0).expect("as many");
@@ -46,40 +44,40 @@ impl Case {
         Self { norm, x, dy, y, dx, saved, grad }
     }
 
-    pub fn forward(&mut self) {
+    pub(crate) fn forward(&mut self) {
         self.norm.forward_into(&self.x, &mut self.y, &mut self.saved).expect("the shapes fit");
     }
 
-    pub fn infer(&mut self) {
+    pub(crate) fn infer(&mut self) {
         self.norm.infer_into(&self.x, &mut self.y).expect("the shapes fit");
     }
 
-    pub fn backward(&mut self) {
+    pub(crate) fn backward(&mut self) {
         let Self { norm, x, dy, dx, saved, grad, .. } = self;
         norm.backward_into(x, saved, dy, dx, grad).expect("the shapes fit");
     }
 
     /// The least that forward can cost: x read, y written.
-    pub fn copy(&mut self) {
+    pub(crate) fn copy(&mut self) {
         let (x, y) = (self.x.as_slice().expect("standard"), self.y.as_slice_mut().expect("standard"));
         halves(x, x, y, |x, _, y| y.copy_from_slice(x));
     }
 
     /// The same with vectors; on small arrays it can be the faster of the two.
-    pub fn vector_copy(&mut self) {
+    pub(crate) fn vector_copy(&mut self) {
         let (x, y) = (self.x.as_slice().expect("standard"), self.y.as_slice_mut().expect("standard"));
         halves(x, x, y, |x, _, y| dispatch!(Level::new(), simd => vector_copy(simd, x, y)));
     }
 
     /// The least that backward can cost: x and dy read, dx written.
-    pub fn stream(&mut self) {
+    pub(crate) fn stream(&mut self) {
         let (x, dy) = (self.x.as_slice().expect("standard"), self.dy.as_slice().expect("standard"));
         let dx = self.dx.as_slice_mut().expect("standard");
         halves(x, dy, dx, |x, dy, dx| dispatch!(Level::new(), simd => stream(simd, x, dy, dx)));
     }
 
     /// Forward as ndarray's documentation teaches it.
-    pub fn textbook_forward(&mut self) {
+    pub(crate) fn textbook_forward(&mut self) {
         let mean = self.x.mean_axis(Axis(1)).expect("features").insert_axis(Axis(1));
         let rstd = self.x.var_axis(Axis(1), 0.0).mapv(|v| 1.0 / (v + 1e-5).sqrt()).insert_axis(Axis(1));
         let (gain, bias) = (self.norm.gain().expect("has one"), self.norm.bias().expect("has one"));
@@ -87,7 +85,7 @@ impl Case {
     }
 
     /// Backward likewise.
-    pub fn textbook_backward(&mut self) {
+    pub(crate) fn textbook_backward(&mut self) {
         let mean = self.x.mean_axis(Axis(1)).expect("features").insert_axis(Axis(1));
         let rstd = self.x.var_axis(Axis(1), 0.0).mapv(|v| 1.0 / (v + 1e-5).sqrt()).insert_axis(Axis(1));
         let xhat = (&self.x - &mean) * &rstd;
@@ -102,7 +100,7 @@ impl Case {
     }
 
     /// Panics unless the first and the last row of y and dx are those of the oracle: no time without a right result.
-    pub fn check(&mut self) {
+    pub(crate) fn check(&mut self) {
         self.forward();
         self.backward();
         let wide = |row: ndarray::ArrayView1<'_, f32>| row.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
@@ -160,9 +158,6 @@ fn stream<S: Simd>(simd: S, x: &[f32], dy: &[f32], dx: &mut [f32]) {
 }
 
 /// Runs `f` on a pool of that many threads.
-pub fn on_threads<R: Send>(threads: usize, f: impl FnOnce() -> R + Send) -> R {
+pub(crate) fn on_threads<R: Send>(threads: usize, f: impl FnOnce() -> R + Send) -> R {
     rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool").install(f)
 }
-
-/// How long one sample may take.
-pub const SAMPLE: Duration = Duration::from_millis(4);

@@ -1,0 +1,112 @@
+//! `cargo bench --bench ratios`: what layer normalization costs beside the least it can cost, all taken in one run.
+//!
+//! Calls take turns, so that what else happens on the machine happens to all of them; a ratio of two medians of such a
+//! run says more than two times of two runs. With `-- --readme` the table of README is written anew.
+
+mod common;
+
+use std::fmt::Write as _;
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use common::{Case, SHAPES, on_threads};
+
+/// Turns of each call.
+const TURNS: usize = 25;
+
+/// A turn repeats its call until it has taken about that long.
+const TURN: Duration = Duration::from_millis(2);
+
+type Call = fn(&mut Case);
+
+const CALLS: [Call; 8] = [
+    Case::copy,
+    Case::vector_copy,
+    Case::stream,
+    Case::forward,
+    Case::infer,
+    Case::backward,
+    Case::textbook_forward,
+    Case::textbook_backward,
+];
+
+/// The median seconds of each call.
+fn measure(case: &mut Case) -> [f64; CALLS.len()] {
+    let repeats = CALLS.map(|call| {
+        let start = Instant::now();
+        call(case);
+        call(case);
+        (2 * TURN.as_nanos() / start.elapsed().as_nanos().max(1)).clamp(1, 100_000) as u32
+    });
+    let mut samples = [[0.0; TURNS]; CALLS.len()];
+    for turn in 0..TURNS {
+        for (i, call) in CALLS.iter().enumerate() {
+            // The textbook takes long, and nothing hangs on its last percent.
+            if i >= 6 && turn % 8 != 0 {
+                samples[i][turn] = samples[i][turn / 8 * 8];
+                continue;
+            }
+            let start = Instant::now();
+            for _ in 0..repeats[i] {
+                call(black_box(case));
+            }
+            samples[i][turn] = start.elapsed().as_secs_f64() / f64::from(repeats[i]);
+        }
+    }
+    samples.map(|mut samples| {
+        samples.sort_by(f64::total_cmp);
+        samples[TURNS / 2]
+    })
+}
+
+fn table() -> String {
+    let mut table = String::new();
+    let mut line = |line: String| {
+        println!("{line}");
+        writeln!(table, "{line}").expect("a string takes everything");
+    };
+    line("| rows × features | threads | copy µs | forward µs | GB/s | × copy | infer × copy | × textbook | stream µs | backward µs | GB/s | × stream | × textbook |".into());
+    line("|---|---|---|---|---|---|---|---|---|---|---|---|---|".into());
+    for (rows, features) in SHAPES {
+        let mut case = Case::new(rows, features);
+        case.check();
+        for threads in [1, 2] {
+            let [copy, vector_copy, stream, forward, infer, backward, textbook_forward, textbook_backward] =
+                on_threads(threads, || measure(&mut case));
+            let copy = copy.min(vector_copy);
+            let gigabytes = (rows * features * size_of::<f32>()) as f64 / 1e9;
+            line(format!(
+                "| {rows} × {features} | {threads} | {:.2} | {:.2} | {:.0} | **{:.2}** | {:.2} | 1/{:.1} | {:.2} | {:.2} | {:.0} | **{:.2}** | 1/{:.1} |",
+                copy * 1e6,
+                forward * 1e6,
+                2.0 * gigabytes / forward,
+                forward / copy,
+                infer / copy,
+                textbook_forward / forward,
+                stream * 1e6,
+                backward * 1e6,
+                3.0 * gigabytes / backward,
+                backward / stream,
+                textbook_backward / backward,
+            ));
+        }
+    }
+    table
+}
+
+fn main() {
+    println!(
+        "{}, {} threads at most\n",
+        layernorm::instruction_set(),
+        std::thread::available_parallelism().map_or(1, |n| n.get())
+    );
+    let table = table();
+    if std::env::args().any(|argument| argument == "--readme") {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
+        let readme = std::fs::read_to_string(path).expect("README.md is there");
+        let (start, end) = ("<!-- ratios -->\n", "<!-- /ratios -->");
+        let (head, rest) = readme.split_once(start).expect("README.md marks where the table starts");
+        let (_, tail) = rest.split_once(end).expect("README.md marks where the table ends");
+        std::fs::write(path, format!("{head}{start}{table}{end}{tail}")).expect("README.md can be written");
+    }
+}
