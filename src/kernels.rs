@@ -3,13 +3,171 @@
 //! | kernel | computes |
 //! |---|---|
 //! | [`moments`] | μ and 1/√(σ²+ε) of a row |
+//! | [`rescale`] | the same for rows whose squares overflow or underflow |
 //! | [`normalize`] | y from x and the moments |
 //! | [`backward`] | dx, and what each row adds to dgain and dbias |
 //! | [`columns`] | dgain and dbias of many rows |
-//! | [`rescale`] | rows whose squares overflow or underflow |
+//!
+//! They are generic over the instruction set and the number. [`Kernels`] is where they meet a [`Level`]: each is
+//! compiled once, here, and not again in every crate that has a `LayerNorm`.
+
+use fearless_simd::{Level, dispatch};
+
+use crate::number::Number;
 
 pub(crate) mod backward;
 pub(crate) mod columns;
 pub(crate) mod moments;
 pub(crate) mod normalize;
 pub(crate) mod rescale;
+
+use backward::{Coefficients, Columns, KeptRows, Row, Sums};
+use moments::{Epsilon, Moments};
+use normalize::{Layer, SavedRows};
+use rescale::Rescaled;
+
+/// The kernels of a number, on the instruction set of a level.
+///
+/// Public because [`Element`](crate::Element) names it; nothing in it can be named from outside.
+#[expect(private_interfaces, reason = "unreachable from outside")]
+pub trait Kernels: Number {
+    /// [`normalize::forward`]
+    fn forward(level: Level, layer: Layer<'_, Self>, x: &[Self], y: &mut [Self], saved: Option<SavedRows<'_, Self>>);
+
+    /// [`normalize::normalize`], for a row that may be rescaled.
+    fn normalize(level: Level, layer: Layer<'_, Self>, row: &Rescaled<Self>, start: usize, x: &[Self], y: &mut [Self]);
+
+    /// [`moments::block_moments`]
+    fn block_moments(level: Level, block: &[Self]) -> Moments<Self>;
+
+    /// [`rescale::rescued`]
+    fn rescued(level: Level, row: &[Self], epsilon: Epsilon) -> Rescaled<Self>;
+
+    /// [`backward::backward`]
+    fn backward(
+        level: Level,
+        layer: Layer<'_, Self>,
+        kept: KeptRows<'_, Self>,
+        x: &[Self],
+        dy: &[Self],
+        dx: &mut [Self],
+        columns: &mut Columns<'_, Self>,
+    );
+
+    /// [`Row::rescaled`]
+    fn row(level: Level, layer: &Layer<'_, Self>, kept: &KeptRows<'_, Self>, row: usize, x: &[Self]) -> Row<Self>;
+
+    /// [`backward::row_sums`]
+    fn row_sums(
+        level: Level,
+        layer: &Layer<'_, Self>,
+        row: &Row<Self>,
+        start: usize,
+        x: &[Self],
+        dy: &[Self],
+    ) -> Sums<Self::Wide>;
+
+    /// [`backward::row_gradients`]
+    #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
+    fn row_gradients(
+        level: Level,
+        layer: &Layer<'_, Self>,
+        row: &(Row<Self>, Coefficients<Self>),
+        start: usize,
+        x: &[Self],
+        dy: &[Self],
+        dx: &mut [Self],
+        columns: &mut Columns<'_, Self>,
+    );
+}
+
+macro_rules! compile {
+    ($number:ty) => {
+        #[expect(private_interfaces, reason = "unreachable from outside")]
+        impl Kernels for $number {
+            fn forward(
+                level: Level,
+                layer: Layer<'_, Self>,
+                x: &[Self],
+                y: &mut [Self],
+                saved: Option<SavedRows<'_, Self>>,
+            ) {
+                dispatch!(level, simd => normalize::forward(simd, layer, x, y, saved));
+            }
+
+            fn normalize(
+                level: Level,
+                layer: Layer<'_, Self>,
+                row: &Rescaled<Self>,
+                start: usize,
+                x: &[Self],
+                y: &mut [Self],
+            ) {
+                if row.exponent == 0 {
+                    dispatch!(level, simd => normalize::normalize(simd, layer, &row.statistics, start, x, y));
+                } else {
+                    dispatch!(level, simd => normalize::normalize_rescaled(simd, layer, row, start, x, y));
+                }
+            }
+
+            fn block_moments(level: Level, block: &[Self]) -> Moments<Self> {
+                dispatch!(level, simd => moments::block_moments(simd, block))
+            }
+
+            fn rescued(level: Level, row: &[Self], epsilon: Epsilon) -> Rescaled<Self> {
+                dispatch!(level, simd => rescale::rescued(simd, row, epsilon))
+            }
+
+            fn backward(
+                level: Level,
+                layer: Layer<'_, Self>,
+                kept: KeptRows<'_, Self>,
+                x: &[Self],
+                dy: &[Self],
+                dx: &mut [Self],
+                columns: &mut Columns<'_, Self>,
+            ) {
+                dispatch!(level, simd => backward::backward(simd, layer, kept, x, dy, dx, columns));
+            }
+
+            fn row(
+                level: Level,
+                layer: &Layer<'_, Self>,
+                kept: &KeptRows<'_, Self>,
+                row: usize,
+                x: &[Self],
+            ) -> Row<Self> {
+                dispatch!(level, simd => Row::rescaled(simd, layer, kept, row, x))
+            }
+
+            fn row_sums(
+                level: Level,
+                layer: &Layer<'_, Self>,
+                row: &Row<Self>,
+                start: usize,
+                x: &[Self],
+                dy: &[Self],
+            ) -> Sums<<Self as Number>::Wide> {
+                dispatch!(level, simd => backward::row_sums(simd, layer, row, start, x, dy))
+            }
+
+            fn row_gradients(
+                level: Level,
+                layer: &Layer<'_, Self>,
+                (row, coefficients): &(Row<Self>, Coefficients<Self>),
+                start: usize,
+                x: &[Self],
+                dy: &[Self],
+                dx: &mut [Self],
+                columns: &mut Columns<'_, Self>,
+            ) {
+                dispatch!(level, simd => {
+                    backward::row_gradients(simd, layer, row, coefficients, start, x, dy, dx, columns);
+                });
+            }
+        }
+    };
+}
+
+compile!(f32);
+compile!(f64);

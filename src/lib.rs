@@ -8,6 +8,7 @@ mod error;
 mod kernels;
 mod long;
 mod norm;
+mod number;
 mod parallel;
 mod params;
 mod rows;

@@ -11,15 +11,16 @@
 
 use std::ops::Range;
 
-use fearless_simd::{Level, dispatch};
+use fearless_simd::Level;
 use ndarray::{ArrayViewMut2, Axis};
 
-use crate::element::{Element, LARGEST_BLOCK};
-use crate::kernels::backward::{Coefficients, Columns, KeptRows, Row, Sums, row_gradients, row_sums};
+use crate::element::Element;
+use crate::kernels::backward::{Coefficients, Columns, KeptRows, Row, Sums};
 use crate::kernels::columns::{CHAIN, Gradient, end_chain, join_block, rows_per_block};
-use crate::kernels::moments::{Moments, Statistics, block_moments};
-use crate::kernels::normalize::{Layer, SavedRows, normalize, normalize_rescaled};
-use crate::kernels::rescale::{Rescaled, rescued};
+use crate::kernels::moments::{Moments, Statistics};
+use crate::kernels::normalize::{Layer, SavedRows};
+use crate::kernels::rescale::Rescaled;
+use crate::number::LARGEST_BLOCK;
 use crate::parallel::{self, Job};
 
 /// Bytes of a row above which two rows, gain and bias leave the cache of a core.
@@ -47,7 +48,7 @@ pub(crate) fn forward<T: Element>(
         parallel::lend_wide::<T, _>(2 * blocks.count * rows.len(), |sums| {
             parallel::fill(sums, 2, size_of_val(x), |index, sums| {
                 let block = &x[blocks.in_rows(index)];
-                sums.copy_from_slice(&dispatch!(level, simd => block_moments(simd, block)).to_wide());
+                sums.copy_from_slice(&T::block_moments(level, block).to_wide());
             });
             for (i, row) in rows.iter_mut().enumerate() {
                 let mut moments = Moments::none();
@@ -58,7 +59,7 @@ pub(crate) fn forward<T: Element>(
                 row.statistics = moments.finish(layer.epsilon);
                 if !row.statistics.safe {
                     let x = &x[i * features..][..features];
-                    *row = dispatch!(level, simd => rescued(simd, x, layer.epsilon));
+                    *row = T::rescued(level, x, layer.epsilon);
                 }
                 if let Some(saved) = &mut saved {
                     saved.set(i, &row.in_units_of_row(), row.exponent);
@@ -144,11 +145,7 @@ impl<T: Element> Job for Write<'_, T> {
                 let x = &self.x[i * features..][tile.clone()];
                 let mut y = self.y.row_mut(i);
                 let y = &mut y.as_slice_mut().expect(ROW)[here.clone()];
-                dispatch!(self.level, simd => if row.exponent == 0 {
-                    normalize(simd, self.layer, &row.statistics, tile.start, x, y);
-                } else {
-                    normalize_rescaled(simd, self.layer, row, tile.start, x, y);
-                });
+                T::normalize(self.level, self.layer, row, tile.start, x, y);
             }
         }
     }
@@ -214,14 +211,14 @@ fn first_sweep<T: Element>(
     let features = layer.features;
     let blocks = Blocks::new::<T>(features);
     for (i, (row, _)) in rows.iter_mut().enumerate() {
-        *row = dispatch!(level, simd => Row::rescaled(simd, layer, kept, i, &x[i * features..][..features]));
+        *row = T::row(level, layer, kept, i, &x[i * features..][..features]);
     }
     let sums = &mut sums[..2 * blocks.count * rows.len()];
     let numbers = &*rows;
     parallel::fill(sums, 2, 2 * size_of_val(x), |index, sums| {
         let (row, at) = (&numbers[index / blocks.count].0, blocks.in_rows(index));
         let (start, x, dy) = (blocks.columns(index % blocks.count).start, &x[at.clone()], &dy[at]);
-        sums.copy_from_slice(&dispatch!(level, simd => row_sums(simd, layer, row, start, x, dy)).to_wide());
+        sums.copy_from_slice(&T::row_sums(level, layer, row, start, x, dy).to_wide());
     });
     for ((row, coefficients), sums) in rows.iter_mut().zip(sums.chunks_exact(2 * blocks.count)) {
         let mut total = Sums::default();
@@ -287,14 +284,12 @@ impl<T: Element> Job for Gradients<'_, T> {
             dgain.fill(T::zero());
             dbias.fill(T::zero());
             let mut columns = Columns { dgain, dbias };
-            for (i, (row, coefficients)) in self.rows.iter().enumerate() {
+            for (i, row) in self.rows.iter().enumerate() {
                 let at = i * features + tile.start..i * features + tile.end;
                 let (x, dy) = (&self.x[at.clone()], &self.dy[at]);
                 let mut dx = self.dx.row_mut(i);
                 let dx = &mut dx.as_slice_mut().expect(ROW)[here.clone()];
-                dispatch!(self.level, simd => {
-                    row_gradients(simd, &self.layer, row, coefficients, tile.start, x, dy, dx, &mut columns);
-                });
+                T::row_gradients(self.level, &self.layer, row, tile.start, x, dy, dx, &mut columns);
             }
             match &mut self.sums {
                 End::Gradient(grad) => grad.part(here).add(columns.dgain, columns.dbias),

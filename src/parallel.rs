@@ -3,7 +3,7 @@
 //! Threads fill places that were fixed beforehand; they never decide an order of additions. The only file that
 //! knows rayon.
 
-use crate::element::{Arithmetic, Element};
+use crate::number::Number;
 
 /// Work that can be cut in two.
 pub(crate) trait Job: Sized + Send {
@@ -75,7 +75,7 @@ impl<N: Send, F: Fn(usize, &mut [N]) + Sync> Job for Fill<'_, N, F> {
 }
 
 /// Lends `f` a buffer of `len` elements, whatever is in them. It is this thread's, and kept for the next call.
-pub(crate) fn lend<T: Element, R>(len: usize, f: impl FnOnce(&mut [T]) -> R) -> R {
+pub(crate) fn lend<T: Number, R>(len: usize, f: impl FnOnce(&mut [T]) -> R) -> R {
     // Taken, not borrowed: another job may run on this thread before `f` returns.
     let mut buffer = T::with_scratch(|scratch| std::mem::take(&mut scratch.elements));
     let result = f(grown(&mut buffer, len));
@@ -84,10 +84,10 @@ pub(crate) fn lend<T: Element, R>(len: usize, f: impl FnOnce(&mut [T]) -> R) -> 
 }
 
 /// Lends `f` a buffer of `len` wide numbers, all 0.
-pub(crate) fn lend_wide<T: Element, R>(len: usize, f: impl FnOnce(&mut [T::Wide]) -> R) -> R {
+pub(crate) fn lend_wide<T: Number, R>(len: usize, f: impl FnOnce(&mut [T::Wide]) -> R) -> R {
     let mut buffer = T::with_scratch(|scratch| std::mem::take(&mut scratch.wide));
     let zeros = grown(&mut buffer, len);
-    zeros.fill(<T as Arithmetic>::Wide::default());
+    zeros.fill(<T as Number>::Wide::default());
     let result = f(zeros);
     T::with_scratch(|scratch| scratch.wide = buffer);
     result

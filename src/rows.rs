@@ -7,14 +7,13 @@
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use fearless_simd::{Level, dispatch};
+use fearless_simd::Level;
 use ndarray::{ArrayView, ArrayViewD, ArrayViewMut, ArrayViewMutD, Dimension};
 
 use crate::element::Element;
 use crate::kernels::backward::{Columns, KeptRows};
 use crate::kernels::columns::{CHAIN, Gradient, end_chain, join_block, rows_per_block};
 use crate::kernels::normalize::{Layer, SavedRows};
-use crate::kernels::{backward, normalize};
 use crate::long;
 use crate::parallel::{self, Job};
 use crate::tiles::{gather, merge_leading, scatter};
@@ -230,7 +229,7 @@ impl<T: Element> Job for Forward<'_, '_, T> {
                 };
                 let now = saved.as_mut().map(|saved| saved.take_first(rows.len()));
                 fill(self.call, &mut self.y, self.rows.start, rows, y_tile, |y| {
-                    dispatch!(level, simd => normalize::forward(simd, layer, x, y, now));
+                    T::forward(level, layer, x, y, now);
                 });
             }
         });
@@ -327,7 +326,7 @@ impl<T: Element> Backward<'_, '_, T> {
             let dy = self.dy.rows(self.call, rows.clone(), buffers.dy);
             let kept = self.kept.rows(rows.clone());
             fill(self.call, &mut self.dx, self.rows.start, rows, buffers.dx, |dx| {
-                dispatch!(level, simd => backward::backward(simd, layer, kept, x, dy, dx, columns));
+                T::backward(level, layer, kept, x, dy, dx, columns);
             });
         }
     }

@@ -16,10 +16,10 @@ use std::sync::OnceLock;
 
 use fearless_simd::{Level, Select, Simd, SimdBase, dispatch};
 
-use crate::element::{Arithmetic, Element};
+use crate::number::Number;
 
 /// 64 bytes of elements.
-pub(crate) type Vector<S, T> = <T as Arithmetic>::Vector<S>;
+pub(crate) type Vector<S, T> = <T as Number>::Vector<S>;
 
 /// The environment variable that lowers the instruction set.
 const VARIABLE: &str = "LAYERNORM_SIMD";
@@ -93,7 +93,7 @@ pub(crate) fn name(level: Level) -> &'static str {
 
 /// All lanes `x`.
 #[inline(always)]
-pub(crate) fn splat<S: Simd, T: Element>(simd: S, x: T) -> Vector<S, T> {
+pub(crate) fn splat<S: Simd, T: Number>(simd: S, x: T) -> Vector<S, T> {
     Vector::<S, T>::splat(simd, x)
 }
 
@@ -112,7 +112,7 @@ pub(crate) struct Vectors<'a, C> {
 
 /// The full vectors of a block.
 #[inline(always)]
-pub(crate) fn vectors<T: Element>(block: &[T]) -> Vectors<'_, T::Chunk> {
+pub(crate) fn vectors<T: Number>(block: &[T]) -> Vectors<'_, T::Chunk> {
     let (pairs, odd) = T::chunks(block).0.as_chunks();
     Vectors { pairs, odd: odd.first() }
 }
@@ -125,14 +125,14 @@ pub(crate) struct VectorsMut<'a, C> {
 
 /// [`vectors`] to be written.
 #[inline(always)]
-pub(crate) fn vectors_mut<T: Element>(block: &mut [T]) -> VectorsMut<'_, T::Chunk> {
+pub(crate) fn vectors_mut<T: Number>(block: &mut [T]) -> VectorsMut<'_, T::Chunk> {
     let (pairs, odd) = T::chunks_mut(block).0.as_chunks_mut();
     VectorsMut { pairs, odd: odd.first_mut() }
 }
 
 /// The vector in a chunk.
 #[inline(always)]
-pub(crate) fn load<S: Simd, T: Element>(simd: S, chunk: &T::Chunk) -> Vector<S, T> {
+pub(crate) fn load<S: Simd, T: Number>(simd: S, chunk: &T::Chunk) -> Vector<S, T> {
     Vector::<S, T>::load_array_ref(simd, chunk)
 }
 
@@ -162,7 +162,7 @@ fn fold<S: Simd, V: SimdBase<S>>(a: V, b: V) -> V {
 
 /// The elements at the end of a row that do not fill a vector.
 #[derive(Clone, Copy)]
-pub(crate) struct Tail<S: Simd, T: Element> {
+pub(crate) struct Tail<S: Simd, T: Number> {
     simd: S,
     /// Elements in front of the tail.
     at: usize,
@@ -172,7 +172,7 @@ pub(crate) struct Tail<S: Simd, T: Element> {
     fresh: <Vector<S, T> as SimdBase<S>>::Mask,
 }
 
-impl<S: Simd, T: Element> Tail<S, T> {
+impl<S: Simd, T: Number> Tail<S, T> {
     /// The tail of rows of `len` elements.
     #[inline(always)]
     pub(crate) fn new(simd: S, len: usize) -> Self {

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use ndarray::{ArrayBase, ArrayView, ArrayViewD, ArrayViewMut, ArrayViewMutD, Axis, Dimension, IxDyn, RawData, Slice};
 
-use crate::element::Element;
+use crate::number::Number;
 
 /// Merges the leading axes of `view` as far as its layout allows and drops those of length 1; a row is what its last
 /// `trailing` axes span.
@@ -24,7 +24,7 @@ pub(crate) fn merge_leading<S: RawData>(view: &mut ArrayBase<S, IxDyn>, trailing
 }
 
 /// Copies `rows` of `view` into `tile`, side by side.
-pub(crate) fn gather<T: Element>(view: &ArrayViewD<'_, T>, trailing: usize, rows: Range<usize>, tile: &mut [T]) {
+pub(crate) fn gather<T: Number>(view: &ArrayViewD<'_, T>, trailing: usize, rows: Range<usize>, tile: &mut [T]) {
     for run in Runs::new(view.shape(), trailing, rows) {
         let from = run.of(view.view(), trailing);
         let to = &mut tile[run.tile.clone()];
@@ -34,7 +34,7 @@ pub(crate) fn gather<T: Element>(view: &ArrayViewD<'_, T>, trailing: usize, rows
 }
 
 /// Copies `tile` to `rows` of `view`.
-pub(crate) fn scatter<T: Element>(tile: &[T], view: &mut ArrayViewMutD<'_, T>, trailing: usize, rows: Range<usize>) {
+pub(crate) fn scatter<T: Number>(tile: &[T], view: &mut ArrayViewMutD<'_, T>, trailing: usize, rows: Range<usize>) {
     let shape = view.raw_dim();
     for run in Runs::new(shape.slice(), trailing, rows) {
         let mut to = run.of(view.view_mut(), trailing);

@@ -23,10 +23,10 @@ use std::ops::Range;
 use fearless_simd::{Simd, SimdBase};
 use fearless_simd_macros::simd;
 
-use crate::element::{Element, LARGEST_BLOCK, Wide, times_power_of_two};
 use crate::kernels::moments::Statistics;
 use crate::kernels::normalize::Layer;
 use crate::kernels::rescale::{rescale, rescued_at};
+use crate::number::{LARGEST_BLOCK, Number, Wide, times_power_of_two};
 use crate::simd::{TURNS, Tail, Turns, Vector, load, splat, tree, vectors, vectors_mut};
 
 /// What forward kept of some rows, one number a row in each slice.
@@ -78,7 +78,7 @@ pub(crate) struct Sums<W> {
 impl<W: Wide> Sums<W> {
     /// From the partial sums of a block.
     #[inline(always)]
-    fn of_partial<S: Simd, T: Element<Wide = W>>(q: Vector<S, T>, qd: Vector<S, T>) -> Self {
+    fn of_partial<S: Simd, T: Number<Wide = W>>(q: Vector<S, T>, qd: Vector<S, T>) -> Self {
         let (q, qd) = (tree(&mut [q])[0], tree(&mut [qd])[0]);
         Self { q: W::default().add(q.into()), qd: W::default().add(qd.into()) }
     }
@@ -109,7 +109,7 @@ pub(crate) struct Row<T> {
     exponent: i32,
 }
 
-impl<T: Element> Row<T> {
+impl<T: Number> Row<T> {
     /// As forward kept it.
     #[inline(always)]
     fn kept(kept: &KeptRows<'_, T>, row: usize) -> Self {
@@ -168,7 +168,7 @@ struct Partial<V> {
 
 impl<V: Copy> Partial<V> {
     #[inline(always)]
-    fn new<S: Simd, T: Element<Vector<S> = V>>(simd: S, row: &Row<T>) -> Self {
+    fn new<S: Simd, T: Number<Vector<S> = V>>(simd: S, row: &Row<T>) -> Self {
         let zero = splat(simd, T::zero());
         let row = First { mean: splat(simd, row.mean), rstd: splat(simd, row.rstd) };
         Self { row, q: [zero, zero], qd: [zero, zero] }
@@ -187,7 +187,7 @@ impl<V: Copy> Partial<V> {
 
     /// With the tail of the block: the partial sums.
     #[inline(always)]
-    fn end<S: Simd, T: Element<Vector<S> = V>>(mut self, simd: S, tail: &Tail<S, T>, block: &Read<'_, T>) -> (V, V)
+    fn end<S: Simd, T: Number<Vector<S> = V>>(mut self, simd: S, tail: &Tail<S, T>, block: &Read<'_, T>) -> (V, V)
     where
         V: SimdBase<S>,
     {
@@ -234,7 +234,7 @@ struct Second<V> {
 
 impl<V: Copy> Second<V> {
     #[inline(always)]
-    fn new<S: Simd, T: Element<Vector<S> = V>>(simd: S, row: &Row<T>, coefficients: &Coefficients<T>) -> Self {
+    fn new<S: Simd, T: Number<Vector<S> = V>>(simd: S, row: &Row<T>, coefficients: &Coefficients<T>) -> Self {
         Self {
             mean: splat(simd, row.mean),
             low: splat(simd, row.low),
@@ -280,7 +280,7 @@ impl<V: Copy> Second<V> {
 
     /// [`Second::step`] for the tail of a block.
     #[inline(always)]
-    fn step_tail<S: Simd, T: Element<Vector<S> = V>>(
+    fn step_tail<S: Simd, T: Number<Vector<S> = V>>(
         &self,
         simd: S,
         tail: &Tail<S, T>,
@@ -303,7 +303,7 @@ impl<V: Copy> Second<V> {
 
 /// dx of rows of any number of features, side by side in `x`, `dy` and `dx`; adds their columns to `columns`.
 #[simd]
-pub(crate) fn backward<S: Simd, T: Element>(
+pub(crate) fn backward<S: Simd, T: Number>(
     simd: S,
     layer: Layer<'_, T>,
     kept: KeptRows<'_, T>,
@@ -338,7 +338,7 @@ pub(crate) fn backward<S: Simd, T: Element>(
 /// Rows of one block that need not be rescaled, `R` at a time; `R` divides their number.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
-fn groups<S: Simd, T: Element, const R: usize>(
+fn groups<S: Simd, T: Number, const R: usize>(
     simd: S,
     layer: &Layer<'_, T>,
     kept: &KeptRows<'_, T>,
@@ -390,7 +390,7 @@ fn groups<S: Simd, T: Element, const R: usize>(
 
 /// Rows of several blocks that need not be rescaled, one at a time.
 #[inline(always)]
-fn long_rows<S: Simd, T: Element>(
+fn long_rows<S: Simd, T: Number>(
     simd: S,
     layer: &Layer<'_, T>,
     kept: &KeptRows<'_, T>,
@@ -436,7 +436,7 @@ fn long_rows<S: Simd, T: Element>(
 #[simd]
 #[cold]
 #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
-fn careful_row<S: Simd, T: Element>(
+fn careful_row<S: Simd, T: Number>(
     simd: S,
     layer: &Layer<'_, T>,
     kept: &KeptRows<'_, T>,
@@ -457,7 +457,7 @@ fn careful_row<S: Simd, T: Element>(
 
 /// The sums of a block of a row that starts at feature `start`.
 #[simd]
-pub(crate) fn row_sums<S: Simd, T: Element>(
+pub(crate) fn row_sums<S: Simd, T: Number>(
     simd: S,
     layer: &Layer<'_, T>,
     row: &Row<T>,
@@ -477,7 +477,7 @@ pub(crate) fn row_sums<S: Simd, T: Element>(
 /// dx and columns of the features from `start` on of one row.
 #[simd]
 #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
-pub(crate) fn row_gradients<S: Simd, T: Element>(
+pub(crate) fn row_gradients<S: Simd, T: Number>(
     simd: S,
     layer: &Layer<'_, T>,
     row: &Row<T>,
@@ -509,7 +509,7 @@ pub(crate) fn row_gradients<S: Simd, T: Element>(
 
 /// The first pass over a block.
 #[inline(always)]
-fn partial_sums<S: Simd, T: Element>(
+fn partial_sums<S: Simd, T: Number>(
     simd: S,
     tail: &Tail<S, T>,
     row: &Row<T>,
@@ -530,7 +530,7 @@ fn partial_sums<S: Simd, T: Element>(
 
 /// The second pass over a block.
 #[inline(always)]
-fn gradients<S: Simd, T: Element>(
+fn gradients<S: Simd, T: Number>(
     simd: S,
     tail: &Tail<S, T>,
     row: &Second<Vector<S, T>>,
@@ -547,7 +547,7 @@ fn gradients<S: Simd, T: Element>(
 
 /// The second pass over a block of one row, and the first over a block `ahead`, of the row `next`.
 #[inline(always)]
-fn gradients_and_sums<S: Simd, T: Element>(
+fn gradients_and_sums<S: Simd, T: Number>(
     simd: S,
     tail: &Tail<S, T>,
     row: &Second<Vector<S, T>>,

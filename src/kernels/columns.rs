@@ -12,7 +12,7 @@
 
 use std::ops::Range;
 
-use crate::element::{Element, Wide};
+use crate::number::{Number, Wide};
 
 /// Rows whose terms are added as elements before they are added to something wider.
 pub(crate) const CHAIN: usize = 64;
@@ -27,7 +27,7 @@ pub(crate) fn rows_per_block(rows: usize, features: usize) -> usize {
 }
 
 /// Adds a chain to its block, and starts the next one.
-pub(crate) fn end_chain<T: Element>(chain: &mut [T], block: &mut [T::Wide]) {
+pub(crate) fn end_chain<T: Number>(chain: &mut [T], block: &mut [T::Wide]) {
     for (sum, term) in block.iter_mut().zip(chain) {
         *sum = sum.add((*term).into());
         *term = T::zero();
@@ -48,7 +48,7 @@ pub(crate) struct Gradient<'a, T> {
     pub(crate) bias: Option<&'a mut [T]>,
 }
 
-impl<T: Element> Gradient<'_, T> {
+impl<T: Number> Gradient<'_, T> {
     /// Adds the sums of the only chain.
     pub(crate) fn add(self, dgain: &[T], dbias: &[T]) {
         let add = |gradient: &mut [T], sums: &[T]| {

@@ -26,7 +26,7 @@
 use fearless_simd::{Simd, SimdBase};
 use fearless_simd_macros::simd;
 
-use crate::element::{Element, Wide, power_of_two, times_power_of_two};
+use crate::number::{Number, Wide, power_of_two, times_power_of_two};
 use crate::simd::{Tail, Turns, Vector, load, splat, tree, vectors};
 
 /// Vectors of a sample: one mean of 64 (f32) numbers is within σ/2 of μ but for one in 15,000 normal blocks.
@@ -55,7 +55,7 @@ pub(crate) struct Epsilon {
 
 impl Epsilon {
     /// Squares that underflow do not matter beside an `eps` that is not tiny itself.
-    pub(crate) fn new<T: Element>(eps: T) -> Self {
+    pub(crate) fn new<T: Number>(eps: T) -> Self {
         let (eps, tiny) = (eps.into(), power_of_two(-T::SAFE));
         Self { eps, lowest: if eps < tiny { tiny } else { 0.0 }, highest: power_of_two(T::SAFE) }
     }
@@ -69,7 +69,7 @@ impl Epsilon {
 
 /// Mean and spread of some elements.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Moments<T: Element> {
+pub(crate) struct Moments<T: Number> {
     count: f64,
     mean: T::Wide,
     /// M = Σ (x − μ)²
@@ -78,14 +78,14 @@ pub(crate) struct Moments<T: Element> {
     near: bool,
 }
 
-impl<T: Element> Statistics<T> {
+impl<T: Number> Statistics<T> {
     /// Of a row that is not there yet.
     pub(crate) fn none() -> Self {
         Self { mean: T::zero(), low: T::zero(), rstd: T::zero(), safe: true }
     }
 }
 
-impl<T: Element> Moments<T> {
+impl<T: Number> Moments<T> {
     /// To be kept: [`Moments::from_wide`] knows the count.
     pub(crate) fn to_wide(self) -> [T::Wide; 2] {
         debug_assert!(self.near, "only moments that hold are kept");
@@ -150,7 +150,7 @@ impl<T: Element> Moments<T> {
 
 /// The partial sums of the sample of a block.
 #[inline(always)]
-pub(crate) fn sample<S: Simd, T: Element>(simd: S, tail: &Tail<S, T>, block: &[T]) -> Vector<S, T> {
+pub(crate) fn sample<S: Simd, T: Number>(simd: S, tail: &Tail<S, T>, block: &[T]) -> Vector<S, T> {
     let zero = splat(simd, T::zero());
     let chunks = T::chunks(block).0;
     let count = chunks.len();
@@ -167,7 +167,7 @@ pub(crate) fn sample<S: Simd, T: Element>(simd: S, tail: &Tail<S, T>, block: &[T
 
 /// h of `R` blocks of `len` elements, from the partial sums of their samples.
 #[inline(always)]
-pub(crate) fn near_means<S: Simd, T: Element, const R: usize>(
+pub(crate) fn near_means<S: Simd, T: Number, const R: usize>(
     simd: S,
     len: usize,
     samples: &mut [Vector<S, T>; R],
@@ -185,7 +185,7 @@ pub(crate) struct Partial<V> {
 
 impl<V: Copy> Partial<V> {
     #[inline(always)]
-    pub(crate) fn new<S: Simd, T: Element<Vector<S> = V>>(simd: S, near: T) -> Self {
+    pub(crate) fn new<S: Simd, T: Number<Vector<S> = V>>(simd: S, near: T) -> Self {
         let zero = splat(simd, T::zero());
         Self { near: splat(simd, near), sum: [zero, zero], squares: [zero, zero] }
     }
@@ -203,7 +203,7 @@ impl<V: Copy> Partial<V> {
 
     /// With the tail of the block: the partial sums of s and of q.
     #[inline(always)]
-    pub(crate) fn end<S: Simd, T: Element<Vector<S> = V>>(mut self, tail: &Tail<S, T>, block: &[T]) -> (V, V)
+    pub(crate) fn end<S: Simd, T: Number<Vector<S> = V>>(mut self, tail: &Tail<S, T>, block: &[T]) -> (V, V)
     where
         V: SimdBase<S>,
     {
@@ -217,7 +217,7 @@ impl<V: Copy> Partial<V> {
 
 /// The partial sums of s and q of a block about `near`.
 #[inline(always)]
-pub(crate) fn partial_sums<S: Simd, T: Element>(
+pub(crate) fn partial_sums<S: Simd, T: Number>(
     simd: S,
     tail: &Tail<S, T>,
     block: &[T],
@@ -237,14 +237,14 @@ pub(crate) fn partial_sums<S: Simd, T: Element>(
 
 /// The moments of a block about `near`.
 #[inline(always)]
-pub(crate) fn moments_about<S: Simd, T: Element>(simd: S, tail: &Tail<S, T>, block: &[T], near: T) -> Moments<T> {
+pub(crate) fn moments_about<S: Simd, T: Number>(simd: S, tail: &Tail<S, T>, block: &[T], near: T) -> Moments<T> {
     let (sum, squares) = partial_sums(simd, tail, block, near);
     Moments::of_partial(block.len(), near, sum, squares)
 }
 
 /// The moments of a block, whatever its sample is worth.
 #[simd]
-pub(crate) fn block_moments<S: Simd, T: Element>(simd: S, block: &[T]) -> Moments<T> {
+pub(crate) fn block_moments<S: Simd, T: Number>(simd: S, block: &[T]) -> Moments<T> {
     let tail = Tail::new(simd, block.len());
     let near = near_means::<S, T, 1>(simd, block.len(), &mut [sample(simd, &tail, block)])[0];
     let first = moments_about(simd, &tail, block, near);
@@ -256,7 +256,7 @@ pub(crate) fn block_moments<S: Simd, T: Element>(simd: S, block: &[T]) -> Moment
 
 /// The moments of a row of any length.
 #[simd]
-pub(crate) fn row_moments<S: Simd, T: Element>(simd: S, row: &[T]) -> Moments<T> {
+pub(crate) fn row_moments<S: Simd, T: Number>(simd: S, row: &[T]) -> Moments<T> {
     let mut moments = Moments::none();
     for block in row.chunks(T::BLOCK) {
         moments = moments.join(block_moments(simd, block));

@@ -21,11 +21,11 @@ use std::ops::Range;
 use fearless_simd::{Simd, SimdBase};
 use fearless_simd_macros::simd;
 
-use crate::element::{Element, LARGEST_BLOCK};
 use crate::kernels::moments::{
     self, Epsilon, Moments, Partial, Statistics, near_means, partial_sums, row_moments, sample,
 };
 use crate::kernels::rescale::{Rescaled, rescale, rescued};
+use crate::number::{LARGEST_BLOCK, Number};
 use crate::simd::{TURNS, Tail, Vector, load, splat, tree, vectors, vectors_mut};
 
 /// Gain and bias of a block of features: ones and zeros where the layer has none.
@@ -37,7 +37,7 @@ pub(crate) struct Layer<'a, T> {
     pub(crate) epsilon: Epsilon,
 }
 
-impl<'a, T: Element> Layer<'a, T> {
+impl<'a, T: Number> Layer<'a, T> {
     /// The gain of `len` features from `start` on, at most a block of them.
     #[inline(always)]
     pub(crate) fn gain(&self, start: usize, len: usize) -> &'a [T] {
@@ -61,7 +61,7 @@ pub(crate) struct SavedRows<'a, T> {
     pub(crate) exponent: &'a mut [i16],
 }
 
-impl<'a, T: Element> SavedRows<'a, T> {
+impl<'a, T: Number> SavedRows<'a, T> {
     /// The first `rows` rows, and the others.
     pub(crate) fn split(self, rows: usize) -> (Self, Self) {
         let (mean, mean_rest) = self.mean.split_at_mut(rows);
@@ -101,7 +101,7 @@ const SHORT: usize = 256;
 
 /// Normalizes rows of any number of features, side by side in `x` and `y`.
 #[simd]
-pub(crate) fn forward<S: Simd, T: Element>(
+pub(crate) fn forward<S: Simd, T: Number>(
     simd: S,
     layer: Layer<'_, T>,
     x: &[T],
@@ -122,7 +122,7 @@ pub(crate) fn forward<S: Simd, T: Element>(
 
 /// Rows of one block, `R` at a time; `R` divides their number.
 #[inline(always)]
-fn groups<S: Simd, T: Element, const R: usize>(
+fn groups<S: Simd, T: Number, const R: usize>(
     simd: S,
     layer: Layer<'_, T>,
     x: &[T],
@@ -174,7 +174,7 @@ fn groups<S: Simd, T: Element, const R: usize>(
 /// `R` rows of one block: their partial sums while they are read, then their statistics.
 ///
 /// Arrays, not an array of rows: their statistics are computed as vectors then.
-struct Group<S: Simd, T: Element, const R: usize> {
+struct Group<S: Simd, T: Number, const R: usize> {
     sums: [Vector<S, T>; R],
     squares: [Vector<S, T>; R],
     mean: [T; R],
@@ -184,7 +184,7 @@ struct Group<S: Simd, T: Element, const R: usize> {
     all_safe: bool,
 }
 
-impl<S: Simd, T: Element, const R: usize> Group<S, T, R> {
+impl<S: Simd, T: Number, const R: usize> Group<S, T, R> {
     #[inline(always)]
     fn new(simd: S) -> Self {
         let (zero, zeros) = ([T::zero(); R], [splat(simd, T::zero()); R]);
@@ -228,7 +228,7 @@ impl<S: Simd, T: Element, const R: usize> Group<S, T, R> {
 
 /// Rows of several blocks, one at a time.
 #[inline(always)]
-fn long_rows<S: Simd, T: Element>(
+fn long_rows<S: Simd, T: Number>(
     simd: S,
     layer: Layer<'_, T>,
     x: &[T],
@@ -262,7 +262,7 @@ fn long_rows<S: Simd, T: Element>(
 }
 
 #[inline(always)]
-fn save<T: Element>(saved: &mut Option<SavedRows<'_, T>>, row: usize, statistics: &Statistics<T>, exponent: i32) {
+fn save<T: Number>(saved: &mut Option<SavedRows<'_, T>>, row: usize, statistics: &Statistics<T>, exponent: i32) {
     if let Some(saved) = saved {
         saved.set(row, statistics, exponent);
     }
@@ -270,7 +270,7 @@ fn save<T: Element>(saved: &mut Option<SavedRows<'_, T>>, row: usize, statistics
 
 /// y of the features from `start` on of a row of any length.
 #[simd]
-pub(crate) fn normalize<S: Simd, T: Element>(
+pub(crate) fn normalize<S: Simd, T: Number>(
     simd: S,
     layer: Layer<'_, T>,
     statistics: &Statistics<T>,
@@ -288,7 +288,7 @@ pub(crate) fn normalize<S: Simd, T: Element>(
 #[simd]
 #[cold]
 #[inline(never)]
-fn careful_row<S: Simd, T: Element>(
+fn careful_row<S: Simd, T: Number>(
     simd: S,
     layer: Layer<'_, T>,
     x: &[T],
@@ -311,7 +311,7 @@ fn careful_row<S: Simd, T: Element>(
 #[simd]
 #[cold]
 #[inline(never)]
-pub(crate) fn normalize_rescaled<S: Simd, T: Element>(
+pub(crate) fn normalize_rescaled<S: Simd, T: Number>(
     simd: S,
     layer: Layer<'_, T>,
     rescued: &Rescaled<T>,
@@ -337,7 +337,7 @@ struct Splat<V> {
 
 impl<V> Splat<V> {
     #[inline(always)]
-    fn new<S: Simd, T: Element<Vector<S> = V>>(simd: S, statistics: &Statistics<T>) -> Self {
+    fn new<S: Simd, T: Number<Vector<S> = V>>(simd: S, statistics: &Statistics<T>) -> Self {
         Self {
             mean: splat(simd, statistics.mean),
             low: splat(simd, statistics.low),
@@ -367,7 +367,7 @@ impl<V> Splat<V> {
 
 /// y of a block that starts at feature `start`.
 #[inline(always)]
-fn write<S: Simd, T: Element>(
+fn write<S: Simd, T: Number>(
     simd: S,
     tail: &Tail<S, T>,
     layer: Layer<'_, T>,
@@ -388,7 +388,7 @@ fn write<S: Simd, T: Element>(
 /// y of a block of a row, and the partial sums of the block `ahead`.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
-fn write_and_sum<S: Simd, T: Element>(
+fn write_and_sum<S: Simd, T: Number>(
     simd: S,
     tail: &Tail<S, T>,
     layer: Layer<'_, T>,
@@ -421,7 +421,7 @@ fn write_and_sum<S: Simd, T: Element>(
 
 /// y of the tail of a block.
 #[inline(always)]
-fn write_tail<S: Simd, T: Element>(
+fn write_tail<S: Simd, T: Number>(
     tail: &Tail<S, T>,
     row: &Splat<Vector<S, T>>,
     gain: &[T],

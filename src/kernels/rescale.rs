@@ -12,8 +12,8 @@
 use fearless_simd::Simd;
 use fearless_simd_macros::simd;
 
-use crate::element::{Element, LARGEST_BLOCK, times_power_of_two};
 use crate::kernels::moments::{Epsilon, Moments, Statistics, block_moments};
+use crate::number::{LARGEST_BLOCK, Number, times_power_of_two};
 
 /// A row times 2^-exponent.
 #[derive(Clone, Copy, Debug)]
@@ -23,7 +23,7 @@ pub(crate) struct Rescaled<T> {
     pub(crate) statistics: Statistics<T>,
 }
 
-impl<T: Element> Rescaled<T> {
+impl<T: Number> Rescaled<T> {
     /// Mean and rstd in the row's own units, as far as they are numbers there.
     pub(crate) fn in_units_of_row(&self) -> Statistics<T> {
         let Statistics { mean, low, rstd, safe } = self.statistics;
@@ -37,7 +37,7 @@ impl<T: Element> Rescaled<T> {
 }
 
 /// ⌊log₂ max|x|⌋ (0 for a row of zeros), or nothing if an element is infinite or NaN.
-pub(crate) fn exponent<T: Element>(row: &[T]) -> Option<i32> {
+pub(crate) fn exponent<T: Number>(row: &[T]) -> Option<i32> {
     let mut largest = T::zero();
     for &x in row {
         if !x.is_finite() {
@@ -50,7 +50,7 @@ pub(crate) fn exponent<T: Element>(row: &[T]) -> Option<i32> {
 }
 
 /// Fills `out` with `x` · 2^-`exponent`.
-pub(crate) fn rescale<T: Element>(x: &[T], exponent: i32, out: &mut [T]) {
+pub(crate) fn rescale<T: Number>(x: &[T], exponent: i32, out: &mut [T]) {
     for (out, &x) in out.iter_mut().zip(x) {
         *out = times_power_of_two(x, -exponent);
     }
@@ -59,7 +59,7 @@ pub(crate) fn rescale<T: Element>(x: &[T], exponent: i32, out: &mut [T]) {
 /// The statistics of a row of any length and scale: NaN if one of its elements is not finite.
 #[simd]
 #[cold]
-pub(crate) fn rescued<S: Simd, T: Element>(simd: S, row: &[T], epsilon: Epsilon) -> Rescaled<T> {
+pub(crate) fn rescued<S: Simd, T: Number>(simd: S, row: &[T], epsilon: Epsilon) -> Rescaled<T> {
     let Some(exponent) = exponent(row) else {
         let nan = T::nan();
         return Rescaled { exponent: 0, statistics: Statistics { mean: nan, low: nan, rstd: nan, safe: true } };
@@ -70,7 +70,7 @@ pub(crate) fn rescued<S: Simd, T: Element>(simd: S, row: &[T], epsilon: Epsilon)
 /// The statistics of a row whose exponent is known.
 #[simd]
 #[cold]
-pub(crate) fn rescued_at<S: Simd, T: Element>(simd: S, row: &[T], epsilon: Epsilon, exponent: i32) -> Rescaled<T> {
+pub(crate) fn rescued_at<S: Simd, T: Number>(simd: S, row: &[T], epsilon: Epsilon, exponent: i32) -> Rescaled<T> {
     let mut scaled = [T::zero(); LARGEST_BLOCK];
     let mut moments = Moments::none();
     for block in row.chunks(T::BLOCK) {
