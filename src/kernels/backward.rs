@@ -327,6 +327,9 @@ pub(crate) fn backward<S: Simd, T: Number>(
     } else if features > T::BLOCK {
         long_rows(simd, &layer, &kept, x, dy, dx, columns);
     } else {
+        if const { S::f32s::LEN < 8 } {
+            return groups::<S, T, 1>(simd, &layer, &kept, x, dy, dx, columns, 0..rows);
+        }
         let by_eight = if features <= SHORT { rows / 8 * 8 } else { 0 };
         let by_two = rows / 2 * 2;
         groups::<S, T, 8>(simd, &layer, &kept, x, dy, dx, columns, 0..by_eight);
@@ -336,7 +339,8 @@ pub(crate) fn backward<S: Simd, T: Number>(
 }
 
 /// Rows of one block that need not be rescaled, `R` at a time; `R` divides their number.
-#[inline(always)]
+#[simd]
+#[inline(never)]
 #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
 fn groups<S: Simd, T: Number, const R: usize>(
     simd: S,
@@ -389,7 +393,8 @@ fn groups<S: Simd, T: Number, const R: usize>(
 }
 
 /// Rows of several blocks that need not be rescaled, one at a time.
-#[inline(always)]
+#[simd]
+#[inline(never)]
 fn long_rows<S: Simd, T: Number>(
     simd: S,
     layer: &Layer<'_, T>,

@@ -115,13 +115,18 @@ pub(crate) fn forward<S: Simd, T: Number>(
     if features > T::BLOCK {
         return long_rows(simd, layer, x, y, &mut saved);
     }
+    // Narrow registers do not hold two rows, and the scalar fallback takes minutes to compile them.
+    if const { S::f32s::LEN < 8 } {
+        return groups::<S, T, 1>(simd, layer, x, y, &mut saved, 0..rows);
+    }
     groups::<S, T, 8>(simd, layer, x, y, &mut saved, 0..by_eight);
     groups::<S, T, 2>(simd, layer, x, y, &mut saved, by_eight..by_two);
     groups::<S, T, 1>(simd, layer, x, y, &mut saved, by_two..rows);
 }
 
 /// Rows of one block, `R` at a time; `R` divides their number.
-#[inline(always)]
+#[simd]
+#[inline(never)]
 fn groups<S: Simd, T: Number, const R: usize>(
     simd: S,
     layer: Layer<'_, T>,
@@ -227,7 +232,8 @@ impl<S: Simd, T: Number, const R: usize> Group<S, T, R> {
 }
 
 /// Rows of several blocks, one at a time.
-#[inline(always)]
+#[simd]
+#[inline(never)]
 fn long_rows<S: Simd, T: Number>(
     simd: S,
     layer: Layer<'_, T>,

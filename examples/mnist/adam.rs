@@ -1,0 +1,80 @@
+//! Adam (Kingma, Ba, arXiv:1412.6980, algorithm 1).
+//!
+//! ```text
+//! m = β₁·m + (1 − β₁)·g              mean of the gradients
+//! v = β₂·v + (1 − β₂)·g²             mean of their squares
+//! p = p − rate · m̂ / (√v̂ + ε)       m̂ = m/(1 − β₁ᵗ), v̂ = v/(1 − β₂ᵗ): both means start from 0
+//! ```
+
+use layernorm::Result;
+use layernorm::ndarray::{ArrayD, ArrayViewD, ArrayViewMutD, Zip};
+
+use crate::network::Network;
+
+const BETA1: f32 = 0.9;
+const BETA2: f32 = 0.999;
+const EPS: f32 = 1e-8;
+
+/// The optimizer of all experiments of the paper.
+pub(crate) struct Adam {
+    rate: f32,
+    steps: i32,
+    /// m and v of each parameter, in the order in which the network names them.
+    moments: Vec<[ArrayD<f32>; 2]>,
+}
+
+impl Adam {
+    pub(crate) fn new(rate: f32) -> Self {
+        Self { rate, steps: 0, moments: Vec::new() }
+    }
+
+    /// Moves every parameter of the network against its gradient.
+    pub(crate) fn step(&mut self, network: &mut Network) -> Result<()> {
+        self.steps += 1;
+        let mut at = 0;
+        network.zip(&mut |parameter, gradient| {
+            if at == self.moments.len() {
+                self.moments.push([ArrayD::zeros(parameter.raw_dim()), ArrayD::zeros(parameter.raw_dim())]);
+            }
+            update(parameter, gradient, &mut self.moments[at], self.rate, self.steps);
+            at += 1;
+        })
+    }
+}
+
+fn update(
+    parameter: ArrayViewMutD<'_, f32>,
+    gradient: ArrayViewD<'_, f32>,
+    [mean, square]: &mut [ArrayD<f32>; 2],
+    rate: f32,
+    steps: i32,
+) {
+    let scale = |beta: f32| 1.0 / (1.0 - beta.powi(steps));
+    let (mean_scale, square_scale) = (scale(BETA1), scale(BETA2));
+    Zip::from(parameter).and(gradient).and(mean).and(square).for_each(|p, &g, m, v| {
+        *m = BETA1 * *m + (1.0 - BETA1) * g;
+        *v = BETA2 * *v + (1.0 - BETA2) * g * g;
+        *p -= rate * (*m * mean_scale) / ((*v * square_scale).sqrt() + EPS);
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use layernorm::ndarray::array;
+
+    use super::*;
+
+    #[test]
+    fn first_steps_are_as_long_as_the_rate() {
+        let mut parameter = array![1.0_f32, 1.0, 1.0].into_dyn();
+        let gradient = array![3.0_f32, -1e-4, 0.0].into_dyn();
+        let mut moments = [ArrayD::zeros(gradient.raw_dim()), ArrayD::zeros(gradient.raw_dim())];
+        for steps in 1..=2 {
+            update(parameter.view_mut(), gradient.view(), &mut moments, 0.5, steps);
+        }
+        // A constant gradient gives m̂ = g and v̂ = g², so that a step is the rate, but for ε beside |g| = 1e-4.
+        for (got, expected) in parameter.iter().zip([0.0, 2.0, 1.0]) {
+            assert!((got - expected).abs() < 3e-4, "{parameter}");
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! The network of section 6.6: pixels, two hidden layers of ReLUs, one output for each class.
+//!
+//! A layer is h = relu(norm(x·W)). The norm has the bias, so the product needs none. The outputs are not normalized:
+//! their scale is how sure the network is, and layer norm would fix it.
+
+use layernorm::Result;
+use layernorm::ndarray::{Array2, Zip};
+use ndarray_rand::RandomExt;
+use ndarray_rand::rand::rngs::StdRng;
+use ndarray_rand::rand_distr::Normal;
+
+use crate::matmul::matmul;
+use crate::norm::{Kind, Norm, Visit};
+
+/// Layers, each with its weight, gradients and the numbers of the last batch.
+pub(crate) struct Network {
+    layers: [Layer; 3],
+}
+
+impl Network {
+    /// The weights depend on `rng` and the widths alone, so both kinds of norm start from the same.
+    pub(crate) fn new(kind: Kind, [pixels, hidden, classes]: [usize; 3], rng: &mut StdRng) -> Self {
+        Self {
+            layers: [
+                Layer::new(pixels, hidden, kind.with_features(hidden), true, rng),
+                Layer::new(hidden, hidden, kind.with_features(hidden), true, rng),
+                Layer::new(hidden, classes, Kind::None.with_features(classes), false, rng),
+            ],
+        }
+    }
+
+    /// The outputs for a batch, and the place for the loss's gradient by them, which backward starts from.
+    pub(crate) fn forward(&mut self, x: &Array2<f32>) -> Result<(&Array2<f32>, &mut Array2<f32>)> {
+        let mut input = x;
+        for layer in &mut self.layers {
+            layer.forward(input)?;
+            input = &layer.output;
+        }
+        let [.., last] = &mut self.layers;
+        Ok((&last.output, &mut last.doutput))
+    }
+
+    /// The outputs alone: nothing is kept, and the batch may have any size.
+    pub(crate) fn infer(&self, x: Array2<f32>) -> Result<Array2<f32>> {
+        self.layers.iter().try_fold(x, |x, layer| layer.infer(&x))
+    }
+
+    /// Fills all gradients; `x` is that of the last forward call.
+    pub(crate) fn backward(&mut self, x: &Array2<f32>) -> Result<()> {
+        let mut layers = &mut self.layers[..];
+        while let Some((layer, before)) = layers.split_last_mut() {
+            match before.last_mut() {
+                Some(previous) => layer.backward(&previous.output, Some(&mut previous.doutput))?,
+                None => layer.backward(x, None)?,
+            }
+            layers = before;
+        }
+        Ok(())
+    }
+
+    /// Calls `f` with each parameter and its gradient, in a fixed order.
+    pub(crate) fn zip(&mut self, f: Visit<'_>) -> Result<()> {
+        self.layers.iter_mut().try_for_each(|layer| {
+            f(layer.weight.view_mut().into_dyn(), layer.dweight.view().into_dyn());
+            layer.norm.zip(f)
+        })
+    }
+}
+
+/// h = relu(norm(x·W)), the ReLU only if there is one.
+struct Layer {
+    /// `[inputs, outputs]`
+    weight: Array2<f32>,
+    dweight: Array2<f32>,
+    norm: Box<dyn Norm>,
+    relu: bool,
+
+    // Of the last batch, `[rows, outputs]`. Made anew when the number of rows changes, else overwritten.
+    /// x·W
+    sums: Array2<f32>,
+    output: Array2<f32>,
+    dsums: Array2<f32>,
+    doutput: Array2<f32>,
+}
+
+impl Layer {
+    fn new(inputs: usize, outputs: usize, norm: Box<dyn Norm>, relu: bool, rng: &mut StdRng) -> Self {
+        // The sums of a layer start about as large as its inputs. The paper does not say how it starts.
+        let spread = (inputs as f32).sqrt().recip();
+        let buffer = || Array2::zeros((0, outputs));
+        Self {
+            weight: Array2::random_using((inputs, outputs), Normal::new(0.0, spread).expect("finite"), rng),
+            dweight: Array2::zeros((inputs, outputs)),
+            norm,
+            relu,
+            sums: buffer(),
+            output: buffer(),
+            dsums: buffer(),
+            doutput: buffer(),
+        }
+    }
+
+    fn forward(&mut self, x: &Array2<f32>) -> Result<()> {
+        let shape = (x.nrows(), self.weight.ncols());
+        for buffer in [&mut self.sums, &mut self.output, &mut self.dsums, &mut self.doutput] {
+            if buffer.dim() != shape {
+                *buffer = Array2::zeros(shape);
+            }
+        }
+        matmul(x, &self.weight, &mut self.sums);
+        self.norm.forward(&self.sums, &mut self.output)?;
+        if self.relu {
+            self.output.mapv_inplace(relu);
+        }
+        Ok(())
+    }
+
+    fn infer(&self, x: &Array2<f32>) -> Result<Array2<f32>> {
+        let mut h = Array2::zeros((x.nrows(), self.weight.ncols()));
+        matmul(x, &self.weight, &mut h);
+        self.norm.infer(&mut h)?;
+        if self.relu {
+            h.mapv_inplace(relu);
+        }
+        Ok(h)
+    }
+
+    /// Takes `doutput` and fills the gradients, and `dx` if somebody wants it: nobody does below the first layer.
+    fn backward(&mut self, x: &Array2<f32>, dx: Option<&mut Array2<f32>>) -> Result<()> {
+        if self.relu {
+            Zip::from(&mut self.doutput).and(&self.output).for_each(|d, &h| *d = if h > 0.0 { *d } else { 0.0 });
+        }
+        self.norm.backward(&self.sums, &self.doutput, &mut self.dsums)?;
+        matmul(&x.t(), &self.dsums, &mut self.dweight);
+        if let Some(dx) = dx {
+            matmul(&self.dsums, &self.weight.t(), dx);
+        }
+        Ok(())
+    }
+}
+
+/// Not `max`, which would turn a NaN into 0 and hide that training went wrong.
+fn relu(x: f32) -> f32 {
+    if x < 0.0 { 0.0 } else { x }
+}

@@ -1,0 +1,121 @@
+//! The curves of a training as an SVG: log likelihood on the left, errors on the right.
+
+use std::error::Error;
+use std::fs;
+use std::ops::Range;
+use std::path::Path;
+
+use plotters::prelude::*;
+
+/// What is known after an epoch.
+#[derive(Clone, Copy)]
+pub(crate) struct Epoch {
+    /// Mean over the epoch's batches, each before its own step.
+    pub(crate) train_nll: f64,
+    pub(crate) test_nll: f64,
+    /// Per cent.
+    pub(crate) test_error: f64,
+}
+
+const TRAIN: RGBColor = RGBColor(31, 119, 180);
+const TEST: RGBColor = RGBColor(214, 39, 40);
+const TITLE: (&str, i32) = ("sans-serif", 22);
+const FONT: (&str, i32) = ("sans-serif", 17);
+
+/// Writes the picture; its directory is made if need be.
+pub(crate) fn draw(path: &Path, title: &str, epochs: &[Epoch]) -> Result<(), Box<dyn Error>> {
+    let mut svg = String::new();
+    picture(&mut svg, title, epochs)?;
+    let written = match path.parent() {
+        Some(directory) => fs::create_dir_all(directory).and_then(|()| fs::write(path, svg)),
+        None => fs::write(path, svg),
+    };
+    written.map_err(|error| format!("{}: {error}", path.display()).into())
+}
+
+fn picture(svg: &mut String, title: &str, epochs: &[Epoch]) -> Result<(), Box<dyn Error>> {
+    let root = SVGBackend::with_string(svg, (1000, 440)).into_drawing_area();
+    root.fill(&WHITE)?;
+    let (left, right) = root.titled(title, TITLE)?.split_horizontally(500);
+    let last = epochs.len().max(2) as f64;
+    let curve = |value: fn(&Epoch) -> f64| {
+        let points: Vec<_> = (1..).map(f64::from).zip(epochs.iter().map(value)).collect();
+        points
+    };
+    let train_nll = curve(|epoch| epoch.train_nll);
+    let test_nll = curve(|epoch| epoch.test_nll);
+    let test_error = curve(|epoch| epoch.test_error);
+
+    // A logarithm has no place for 0, where a likelihood of exactly 1 would be.
+    let positive = |points: &[(f64, f64)]| points.iter().copied().filter(|&(_, y)| y > 0.0).collect::<Vec<_>>();
+    let (train_nll, test_nll) = (positive(&train_nll), positive(&test_nll));
+
+    let decades = decades(train_nll.iter().chain(&test_nll).map(|&(_, y)| y));
+    let mut chart = ChartBuilder::on(&left)
+        .margin(12)
+        .x_label_area_size(42)
+        .y_label_area_size(64)
+        .build_cartesian_2d(1.0..last, decades.log_scale())?;
+    chart
+        .configure_mesh()
+        .light_line_style(TRANSPARENT)
+        .axis_desc_style(FONT)
+        .label_style(FONT)
+        .x_desc("epoch")
+        .y_desc("negative log likelihood [nats]")
+        .disable_x_mesh()
+        .x_label_formatter(&epoch_label)
+        .y_label_formatter(&|y| if *y < 1e-2 { format!("{y:.0e}") } else { y.to_string() })
+        .draw()?;
+    for (name, color, points) in [("train", TRAIN, train_nll), ("test", TEST, test_nll)] {
+        chart
+            .draw_series(line(points, color))?
+            .label(name)
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], color.stroke_width(2)));
+    }
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::LowerLeft)
+        .label_font(FONT)
+        .background_style(WHITE)
+        .border_style(BLACK)
+        .draw()?;
+
+    let most = test_error.iter().map(|&(_, y)| y).fold(1.0, f64::max);
+    let mut chart = ChartBuilder::on(&right)
+        .margin(12)
+        .x_label_area_size(42)
+        .y_label_area_size(64)
+        .build_cartesian_2d(1.0..last, 0.0..1.1 * most)?;
+    chart
+        .configure_mesh()
+        .light_line_style(TRANSPARENT)
+        .axis_desc_style(FONT)
+        .label_style(FONT)
+        .x_desc("epoch")
+        .y_desc("test error [%]")
+        .disable_x_mesh()
+        .x_label_formatter(&epoch_label)
+        .y_label_formatter(&|y| format!("{y:.1}"))
+        .draw()?;
+    chart.draw_series(line(test_error, TEST))?;
+
+    root.present()?;
+    Ok(())
+}
+
+/// Points joined by a line: after one epoch there is no line yet.
+fn line(points: Vec<(f64, f64)>, color: RGBColor) -> LineSeries<SVGBackend<'static>, (f64, f64)> {
+    LineSeries::new(points, color.filled().stroke_width(2)).point_size(2)
+}
+
+/// Only whole epochs are named; with few of them there are ticks between.
+fn epoch_label(epoch: &f64) -> String {
+    if epoch.fract() == 0.0 { epoch.to_string() } else { String::new() }
+}
+
+/// The powers of ten around the values, the lower one a little inside, so that it gets its label.
+fn decades(values: impl Iterator<Item = f64>) -> Range<f64> {
+    let (low, high) = values.fold((1.0, 1e-3), |(low, high): (f64, f64), y| (low.min(y), high.max(y)));
+    0.9 * 10_f64.powf(low.log10().floor())..10_f64.powf(high.log10().ceil())
+}

@@ -1,0 +1,94 @@
+//! A file imports only from the floors below it; files of a floor do not know each other. Threads, arrays and arithmetic
+//! stay where they are.
+
+use std::path::{Path, PathBuf};
+
+/// From the ground up.
+const FLOORS: [&[&str]; 12] = [
+    &["error", "number"],
+    &["simd", "parallel", "tiles"],
+    &["kernels/moments", "kernels/columns"],
+    &["kernels/rescale"],
+    &["kernels/normalize"],
+    &["kernels/backward"],
+    &["kernels"],
+    &["element"],
+    &["params"],
+    &["long"],
+    &["rows"],
+    &["norm/layer_norm"],
+];
+
+/// Beside the floors: they know the words of the ground and the layers on top, no machine and no kernel.
+const SHELF: [&str; 2] = ["grad_check", "save"];
+const WORDS: [&str; 4] = ["error", "number", "element", "params"];
+
+/// Pages that only list and re-export.
+const PAGES: [&str; 2] = ["lib", "norm"];
+
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let entries = folder.read_dir().expect("src can be listed").map(|entry| entry.expect("an entry").path());
+    entries.flat_map(|path| if path.is_dir() { sources(&path) } else { vec![path] }).collect()
+}
+
+/// Each file of `src`, by the name of its module, and its lines that are not comments.
+fn modules() -> impl Iterator<Item = (String, Vec<(usize, String)>)> {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    sources(&src).into_iter().map(move |path| {
+        let text = std::fs::read_to_string(&path).expect("a source is text");
+        let name =
+            path.strip_prefix(&src).expect("it is in src").with_extension("").to_string_lossy().replace('\\', "/");
+        let code = text.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//"));
+        (name, code.map(|(i, line)| (i + 1, line.to_owned())).collect())
+    })
+}
+
+fn floor(module: &str) -> Option<usize> {
+    FLOORS.iter().position(|floor| floor.contains(&module))
+}
+
+#[test]
+fn files_import_from_floors_below() {
+    for (name, code) in modules().filter(|(name, _)| !PAGES.contains(&name.as_str())) {
+        let here = floor(&name);
+        let on_shelf = SHELF.contains(&name.as_str());
+        assert!(here.is_some() || on_shelf, "src/{name}.rs has no floor yet: put it on one in tests/floors.rs");
+        for (number, line) in code {
+            // Every path, not only those of `use`; the deepest module that it names.
+            for path in line.split("crate::").skip(1) {
+                let words: Vec<_> = path.split(|c: char| !(c.is_alphanumeric() || c == '_' || c == ':')).collect();
+                let steps: Vec<_> = words[0].split("::").filter(|step| !step.is_empty()).collect();
+                let known = |module: &String| floor(module).is_some() || SHELF.contains(&module.as_str());
+                let there = (1..=steps.len()).rev().map(|depth| steps[..depth].join("/")).find(known);
+                let there = there.unwrap_or_else(|| panic!("src/{name}.rs:{number}: which file is `crate::{path}`?"));
+                let fits = if on_shelf {
+                    WORDS.contains(&there.as_str()) || there.starts_with("norm/")
+                } else {
+                    floor(&there) < here && !SHELF.contains(&there.as_str())
+                };
+                assert!(fits, "src/{name}.rs:{number} must not know {there}.rs: it is not on a floor below");
+            }
+        }
+    }
+}
+
+/// Only these files say this word.
+fn only(word: &str, files: &[&str]) {
+    for (name, code) in modules()
+        .filter(|(name, _)| !files.contains(&name.as_str()) && !(files.contains(&"norm/") && name.starts_with("norm/")))
+    {
+        for (number, line) in code {
+            assert!(!line.contains(word), "src/{name}.rs:{number} says `{word}`: only {files:?} do");
+        }
+    }
+}
+
+#[test]
+fn threads_are_started_in_one_file() {
+    only("rayon::", &["parallel"]);
+}
+
+#[test]
+fn arrays_stay_out_of_the_kernels() {
+    only("ndarray", &["rows", "tiles", "long", "params", "norm/", "grad_check", "save", "lib"]);
+}
