@@ -183,11 +183,15 @@ fn rows_are_right<T: Number>() {
 type Form = (&'static str, fn(f64, usize, usize) -> f64);
 
 /// Rows whose first vector, or a few of them, or a block, say nothing of the mean and spread of the rest.
-const FORMS: [Form; 12] = [
+const FORMS: [Form; 16] = [
     ("a ramp", |_, i, n| i as f64 / n as f64),
     ("a noisy ramp", |noise, i, n| 100.0 * i as f64 / n as f64 + noise),
     ("a step", |noise, i, n| if i < n / 2 { 0.0 } else { 1.0 } + 1e-3 * noise),
     ("a late step", |noise, i, n| if i < n / 8 * 7 { 1e-4 * noise } else { 100.0 + noise }),
+    ("all but one equal", |_, i, n| if i == n / 3 { 0.0009765625 } else { 0.0 }),
+    ("mostly 0", |noise, _, _| (noise - 1.0).max(0.0)),
+    ("pixels", |noise, _, _| (60.0 * noise + 100.0).clamp(0.0, 255.0).round()),
+    ("few digits", |noise, _, _| (128.0 * noise).round() / 128.0),
     ("both signs", |_, i, _| if i.is_multiple_of(2) { 1.0 } else { -1.0 }),
     ("first far off", |noise, i, _| if i == 0 { 1e4 } else { noise }),
     ("middle far off", |noise, i, n| if i == n / 2 { -1e4 } else { noise }),

@@ -16,7 +16,7 @@ fn check<T: Element, D: Dimension>(
     dx: &mut Array<T, D>,
 ) {
     let (mut inplace, mut saved, mut grad) = (x.clone(), Saved::default(), norm.zero_grad());
-    let mut count = |name: &str, call: &mut dyn FnMut()| {
+    let count = |name: &str, call: &mut dyn FnMut()| {
         call();
         let warm = measure(call);
         assert_eq!(warm.count_total, 0, "{name}, {place}, {:?}: {} bytes", x.shape(), warm.bytes_total);
@@ -33,7 +33,8 @@ fn standard<T: Element, D: Dimension>(shape: D) -> Array<T, D> {
     let mut i = 0;
     Array::from_shape_simple_fn(shape, || {
         i += 1;
-        T::from(i % 251).expect("a small number") / T::from(251).expect("a small number")
+        <T as num_traits::NumCast>::from(i % 251).expect("a small number")
+            / <T as num_traits::NumCast>::from(251).expect("a small number")
     })
 }
 

@@ -15,8 +15,8 @@ use layernorm::{Affine, Element, LayerNorm};
 use textbook::{backward_row, forward, pattern};
 
 trait Number: Element {
-    /// The last power of two, and that of σ beyond which the kernels rescale a row.
-    const EXPONENTS: (i32, i32);
+    /// The last power of two; that of σ beyond which the kernels rescale a row; and that beyond which they must.
+    const EXPONENTS: (i32, i32, i32);
     /// Those of `accuracy.rs`: y from 15 features on, y below, dx.
     const BOUNDS: (f64, f64, f64);
     const LEAST_NORMAL: Self;
@@ -32,7 +32,7 @@ trait Number: Element {
 }
 
 impl Number for f32 {
-    const EXPONENTS: (i32, i32) = (100, 30);
+    const EXPONENTS: (i32, i32, i32) = (100, 30, 61);
     const BOUNDS: (f64, f64, f64) = (2.5e-7, 4e-7, 5e-7);
     const LEAST_NORMAL: Self = Self::MIN_POSITIVE;
 
@@ -50,7 +50,7 @@ impl Number for f32 {
 }
 
 impl Number for f64 {
-    const EXPONENTS: (i32, i32) = (900, 225);
+    const EXPONENTS: (i32, i32, i32) = (900, 225, 508);
     const BOUNDS: (f64, f64, f64) = (6e-16, 1e-15, 1e-15);
     const LEAST_NORMAL: Self = Self::MIN_POSITIVE;
 
@@ -70,12 +70,13 @@ impl Number for f64 {
 /// More features than a core's cache holds: `src/long.rs` takes such rows in tiles.
 const LONG: usize = 45_000;
 
-/// Every 10th exponent, and all within 4 of where σ and σ² leave the safe range. Fewer for long rows.
+/// Every 10th exponent, and all within 5 of where rescaling begins and where squares would change bits. Fewer for long
+/// rows.
 fn exponents<T: Number>(features: usize) -> Vec<i32> {
-    let (last, safe) = T::EXPONENTS;
-    let near = |center: i32| center - 4..=center + 4;
+    let (last, safe, unsafe_from) = T::EXPONENTS;
+    let near = |center: i32| center - 5..=center + 5;
     let mut exponents: Vec<i32> = (-last..=last).step_by(10).collect();
-    exponents.extend([-2 * safe, -safe, safe, 2 * safe].into_iter().flat_map(near));
+    exponents.extend([-unsafe_from, -safe, safe, unsafe_from].into_iter().flat_map(near));
     exponents.retain(|exponent| features < LONG || exponent % 50 == 0);
     exponents
 }

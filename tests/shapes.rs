@@ -15,7 +15,8 @@ fn bits<T: Element>(x: T) -> u64 {
 /// Element `i` of a pattern with a prime period, with full mantissas.
 fn pattern<T: Element>(i: usize) -> T {
     let i = i % 1009;
-    T::from((31 * i * i + 17 * i) % 1009).expect("a small number") / T::from(297).expect("a small number")
+    <T as num_traits::NumCast>::from((31 * i * i + 17 * i) % 1009).expect("a small number")
+        / <T as num_traits::NumCast>::from(297).expect("a small number")
 }
 
 fn filled<T: Element, D: Dimension>(shape: D, first: usize) -> Array<T, D> {
@@ -36,8 +37,9 @@ fn copy<T: Element, D: Dimension>(array: &ArrayRef<T, D>) -> Array<T, D> {
 #[track_caller]
 fn same<T: Element, D: Dimension>(name: &str, got: &ArrayRef<T, D>, expected: &ArrayRef<T, D>) {
     assert_eq!(got.shape(), expected.shape(), "{name}");
+    let shape = expected.shape();
     for ((at, &got), &expected) in got.indexed_iter().zip(expected) {
-        assert!(bits(got) == bits(expected), "{name} at {at:?} of {:?}: {got:e}, not {expected:e}", expected.shape());
+        assert!(bits(got) == bits(expected), "{name} at {at:?} of {shape:?}: {got}, not {expected}");
     }
 }
 
@@ -187,7 +189,7 @@ fn check_case<T: Element>(case: &Case) {
     let [x, dy] =
         [&x, &dy].map(|once| once.broadcast(IxDyn(shape)).expect("an axis is repeated or as long as it should be"));
 
-    let garbage = T::from(-12345.0).expect("a small number");
+    let garbage = <T as num_traits::NumCast>::from(-12345.0).expect("a small number");
     let mut memories = [2, 3, 4].map(|i| ArrayD::from_elem(layouts[i].memory(shape), garbage));
     {
         let [y, dx, inplace] = &mut memories;
@@ -376,7 +378,7 @@ fn parameters_are_given_in_their_logical_order() {
     let standard = copy(&rows);
     let mut backwards = rows.clone();
     backwards.invert_axis(Axis(1));
-    let owners = [rows.t().to_owned().reversed_axes(), copy(&backwards).slice_move(s![.., ..;-1])];
+    let owners = [copy(&rows.t()).reversed_axes(), copy(&backwards).slice_move(s![.., ..;-1])];
     let x: Array3<f32> = filled(Ix3(4, 3, 5), 0);
     let expected = LayerNorm::new([3, 5]).with_gain(standard.clone()).and_then(|norm| norm.with_bias(standard.clone()));
     let expected = expected.and_then(|norm| norm.infer(&x)).expect("the shapes fit");

@@ -22,7 +22,7 @@ use fearless_simd::{Simd, SimdBase};
 use fearless_simd_macros::simd;
 
 use crate::kernels::moments::{
-    self, Epsilon, Moments, Partial, Statistics, near_means, partial_sums, row_moments, sample,
+    self, CARRY, Epsilon, Moments, Partial, Statistics, near_means, partial_sums, row_moments, sample,
 };
 use crate::kernels::rescale::{Rescaled, rescale, rescued};
 use crate::number::{LARGEST_BLOCK, Number};
@@ -409,12 +409,16 @@ fn write_and_sum<S: Simd, T: Number>(
     let row = Splat::new(simd, statistics);
     let mut partial = Partial::new(simd, near);
     let (x_, ahead_, gain_, bias_, y_) = (vectors(x), vectors(ahead), vectors(gain), vectors(bias), vectors_mut(y));
-    let arrays = x_.pairs.iter().zip(y_.pairs).zip(ahead_.pairs);
-    for (((x, y), ahead), (gain, bias)) in arrays.zip(gain_.pairs.iter().zip(bias_.pairs)) {
-        for turn in 0..TURNS {
-            partial.add(turn, load::<S, T>(simd, &ahead[turn]));
-            row.write(simd, &x[turn], &gain[turn], &bias[turn], &mut y[turn]);
+    let chains = x_.pairs.chunks(CARRY).zip(y_.pairs.chunks_mut(CARRY)).zip(ahead_.pairs.chunks(CARRY));
+    let affine = gain_.pairs.chunks(CARRY).zip(bias_.pairs.chunks(CARRY));
+    for (((x, y), ahead), (gain, bias)) in chains.zip(affine) {
+        for (((x, y), ahead), (gain, bias)) in x.iter().zip(y).zip(ahead).zip(gain.iter().zip(bias)) {
+            for turn in 0..TURNS {
+                partial.add(turn, load::<S, T>(simd, &ahead[turn]));
+                row.write(simd, &x[turn], &gain[turn], &bias[turn], &mut y[turn]);
+            }
         }
+        partial.carry(simd);
     }
     if let (Some(x), Some(y), Some(ahead), Some(gain), Some(bias)) = (x_.odd, y_.odd, ahead_.odd, gain_.odd, bias_.odd)
     {

@@ -1,7 +1,7 @@
 //! Rows whose squares overflow or underflow: their moments are those of the row times a power of two.
 //!
 //! ```text
-//! e    = ⌊log₂ max|x|⌋                  x′ = x · 2^-e,   max|x′| in [1, 2)
+//! e    = ⌊log₂ max(|x|, √ε)⌋             x′ = x · 2^-e
 //! μ′, r′ from x′ with ε′ = ε · 2^-2e     x̂ = (x − μ)·r = (x′ − μ′)·r′
 //! dx   = dx′ · 2^-e                      because r = r′ · 2^-e
 //! ```
@@ -11,6 +11,7 @@
 
 use fearless_simd::Simd;
 use fearless_simd_macros::simd;
+use num_traits::Float;
 
 use crate::kernels::moments::{Epsilon, Moments, Statistics, block_moments};
 use crate::number::{LARGEST_BLOCK, Number, times_power_of_two};
@@ -36,8 +37,8 @@ impl<T: Number> Rescaled<T> {
     }
 }
 
-/// ⌊log₂ max|x|⌋ (0 for a row of zeros), or nothing if an element is infinite or NaN.
-pub(crate) fn exponent<T: Number>(row: &[T]) -> Option<i32> {
+/// The largest |x|, or nothing if an element is infinite or NaN.
+fn largest<T: Number>(row: &[T]) -> Option<T> {
     let mut largest = T::zero();
     for &x in row {
         if !x.is_finite() {
@@ -45,8 +46,13 @@ pub(crate) fn exponent<T: Number>(row: &[T]) -> Option<i32> {
         }
         largest = if x.abs() > largest { x.abs() } else { largest };
     }
-    let (mantissa, exponent, _) = largest.integer_decode();
-    if mantissa == 0 { Some(0) } else { Some(i32::from(exponent) + mantissa.ilog2() as i32) }
+    Some(largest)
+}
+
+/// ⌊log₂ x⌋ of a positive number.
+fn floor_log2(x: impl Float) -> i32 {
+    let (mantissa, exponent, _) = x.integer_decode();
+    i32::from(exponent) + mantissa.ilog2() as i32
 }
 
 /// Fills `out` with `x` · 2^-`exponent`.
@@ -60,10 +66,16 @@ pub(crate) fn rescale<T: Number>(x: &[T], exponent: i32, out: &mut [T]) {
 #[simd]
 #[cold]
 pub(crate) fn rescued<S: Simd, T: Number>(simd: S, row: &[T], epsilon: Epsilon) -> Rescaled<T> {
-    let Some(exponent) = exponent(row) else {
+    let Some(largest) = largest(row) else {
         let nan = T::nan();
         return Rescaled { exponent: 0, statistics: Statistics { mean: nan, low: nan, rstd: nan, safe: true } };
     };
+    if row.iter().all(|&x| x == row[0]) {
+        // In its own units: in others ε would leave the range of numbers.
+        return Rescaled { exponent: 0, statistics: Statistics::constant(row[0], epsilon) };
+    }
+    let exponent = floor_log2(largest);
+    let exponent = if epsilon.eps == 0.0 { exponent } else { exponent.max(floor_log2(epsilon.eps) / 2) };
     rescued_at(simd, row, epsilon, exponent)
 }
 
