@@ -12,7 +12,23 @@ use layernorm::{Element, LayerNorm, Parameters, Saved, instruction_set, instruct
 ///
 /// Changing a number here is a `Bits` line in CHANGELOG. The test that fails prints the new table.
 #[rustfmt::skip]
-const GOLDEN: [(&str, usize, usize, [u64; 3]); 0] = [
+const GOLDEN: [(&str, usize, usize, [u64; 3]); 16] = [
+    ("f32", 1, 2, [0x55c71efcc5c60a38, 0x15422790b3f92c65, 0x8a301cd2478e1a2c]),
+    ("f64", 1, 2, [0x0ecbaa76e28b5e54, 0xc25fc82208226ec5, 0x5d72df7fbcc863ff]),
+    ("f32", 7, 3, [0x18d51b8d0c5d7aa9, 0x868c310a0822a877, 0x2f5fa54d29b6a64c]),
+    ("f64", 7, 3, [0x70b90505adb00f3f, 0xce18da4147fa1ec8, 0x85a7048ea24ae778]),
+    ("f32", 17, 100, [0xa7e391e01f6859c5, 0x2d4383cb9b873a6b, 0xa13b44bd68e5dcb5]),
+    ("f64", 17, 100, [0xa4227fa5199fd728, 0xfaedfaa425a973d0, 0xc32354c207de238e]),
+    ("f32", 130, 768, [0xc47eefd405f1dfa8, 0x401ab3952236a11d, 0xacbf6c51f54b2e6b]),
+    ("f64", 130, 768, [0x3d5716cc44f83ba0, 0x0eb2656812212252, 0x0dff6c391501e462]),
+    ("f32", 1000, 33, [0xb0c205dd8166b669, 0x85db62f8bed6125c, 0xa46b6b8a5e51d2b3]),
+    ("f64", 1000, 33, [0xf6f7d1c783c147ec, 0x5acc2cdba0f43404, 0x16a042389bebb41a]),
+    ("f32", 5, 5000, [0x4c65c73c3c95e653, 0x06187e7ae933a6cc, 0x73d65a07d810779d]),
+    ("f64", 5, 5000, [0x24d9dbedfe848414, 0x0156c85f6aa682de, 0x163d438b222ee485]),
+    ("f32", 6, 40000, [0x058c8c369351aefc, 0xceaaa3a930734dc8, 0xc3d4a33ffbd294bc]),
+    ("f64", 6, 40000, [0x7dd105c4325b7c0e, 0xc35e2ec6f1a0aac2, 0xfdd7c2578f541dd6]),
+    ("f32", 3000, 70, [0xf6ffc9cb1e48dd06, 0xb8de8b8425d69e79, 0x4e7dcaa6559c1bcb]),
+    ("f64", 3000, 70, [0x6469bb80bbb3a57b, 0xdbe9ebc9642c4d53, 0x0b0bf7091b819657]),
 ];
 
 /// An element whose bits can be compared.

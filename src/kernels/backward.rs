@@ -51,7 +51,7 @@ impl<'a, T> KeptRows<'a, T> {
 }
 
 /// Features up to which rows are taken eight at a time: their reductions are a large part of the work.
-const SHORT: usize = 256;
+const SHORT: usize = 128;
 
 /// Column sums of at most [`CHAIN`](crate::kernels::columns::CHAIN) rows.
 #[derive(Debug)]

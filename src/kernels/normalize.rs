@@ -97,7 +97,7 @@ impl<'a, T: Number> SavedRows<'a, T> {
 }
 
 /// Features up to which rows are taken eight at a time: their reductions are a large part of the work.
-const SHORT: usize = 256;
+const SHORT: usize = 128;
 
 /// Normalizes rows of any number of features, side by side in `x` and `y`.
 #[simd]
