@@ -1,5 +1,4 @@
-//! Layer normalization (Ba, Kiros & Hinton, 2016) on [`ndarray`], forward and backward.
-#![doc = ""]
+#![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

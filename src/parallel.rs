@@ -22,21 +22,42 @@ const WORTH_THREADS: usize = 1024 * 1024;
 
 /// Does a job that touches that many bytes, on the pool this thread is in if that pays.
 pub(crate) fn run<J: Job>(job: J, bytes: usize) {
-    #[cfg(feature = "rayon")]
-    if bytes >= WORTH_THREADS && job.pieces() > 1 && rayon::current_num_threads() > 1 {
-        return fork(job);
+    if bytes >= WORTH_THREADS && job.pieces() > 1 && threads() > 1 {
+        fork(job);
+    } else {
+        job.run();
     }
-    let _ = bytes;
-    job.run();
 }
 
+/// Threads of the pool this thread is in.
 #[cfg(feature = "rayon")]
+fn threads() -> usize {
+    rayon::current_num_threads()
+}
+
+#[cfg(not(feature = "rayon"))]
+fn threads() -> usize {
+    1
+}
+
+/// Does both, at the same time where there is a thread for it.
+#[cfg(feature = "rayon")]
+fn join(first: impl FnOnce() + Send, second: impl FnOnce() + Send) {
+    rayon::join(first, second);
+}
+
+#[cfg(not(feature = "rayon"))]
+fn join(first: impl FnOnce() + Send, second: impl FnOnce() + Send) {
+    first();
+    second();
+}
+
 fn fork<J: Job>(job: J) {
     match job.pieces() {
         0 | 1 => job.run(),
         pieces => {
             let (first, second) = job.split(pieces / 2);
-            rayon::join(|| fork(first), || fork(second));
+            join(|| fork(first), || fork(second));
         }
     }
 }

@@ -18,6 +18,8 @@
 //! computed again, not stored: two subtractions cost less than a load and a store. rstd goes into q, so that dx needs
 //! no multiplication of its own, and k has the rounding of q: of one feature, q − k is 0.
 
+#![doc = include_str!("../../docs/backward.md")]
+
 use std::ops::Range;
 
 use fearless_simd::{Simd, SimdBase};
