@@ -43,8 +43,8 @@ pub enum Error {
     Saved {
         /// The shape of `x` in this call.
         expected: Vec<usize>,
-        /// The shape of `x` in the call that filled `saved`.
-        got: Vec<usize>,
+        /// The shape of `x` in the call that filled `saved`; nothing if none has.
+        got: Option<Vec<usize>>,
     },
     /// A gradient lacks a parameter that the layer has, or has one that the layer lacks.
     Parameter {
@@ -87,10 +87,13 @@ impl fmt::Display for Error {
             Self::Shape { argument, expected, got } => {
                 write!(f, "`{argument}` must have shape {expected:?}, but has {got:?}")
             }
-            Self::Saved { expected, got } => write!(
-                f,
-                "`saved` must come from a forward call on an `x` of shape {expected:?}, but comes from one on {got:?}"
-            ),
+            Self::Saved { expected, got } => {
+                write!(f, "`saved` must come from a forward call on an `x` of shape {expected:?}, but ")?;
+                match got {
+                    Some(got) => write!(f, "comes from one on {got:?}"),
+                    None => f.write_str("no call has filled it"),
+                }
+            }
             Self::Parameter { argument, parameter, expected: true } => {
                 write!(f, "`{argument}` must have a {parameter}, as the layer has, but has none")
             }

@@ -364,3 +364,58 @@ impl<T: Element> Job for Backward<'_, '_, T> {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ndarray::Array2;
+
+    use super::*;
+    use crate::kernels::moments::Epsilon;
+    use crate::simd;
+
+    const ROWS: usize = 5000;
+    const FEATURES: usize = 33;
+
+    /// y, dx, dgain and dbias, one behind the other.
+    fn all_bits(long: bool) -> Vec<u32> {
+        let number = |i: usize, j: usize, prime: usize| ((i * FEATURES + j) * prime % 1009) as f32 / 300.0;
+        let mut x = Array2::from_shape_fn((ROWS, FEATURES), |(i, j)| number(i, j, 31));
+        x.row_mut(70).mapv_inplace(|x| x * 1e30);
+        let dy = Array2::from_shape_fn((ROWS, FEATURES), |(i, j)| number(i, j, 37) - 1.0);
+        let layer = Layer { features: FEATURES, gain: None, bias: None, epsilon: Epsilon::new(1e-5) };
+        let call = Call { level: simd::level(), layer, trailing: 1 };
+
+        let (mut y, mut dx) = (x.clone(), x.clone());
+        let (mut numbers, mut exponent) = ([0; 3].map(|_| vec![0.0; ROWS]), vec![0; ROWS]);
+        let [mean, low, rstd] = &mut numbers;
+        let saved = SavedRows { mean, low, rstd, exponent: &mut exponent };
+        let slices = (x.as_slice().expect("standard"), dy.as_slice().expect("standard"));
+        if long {
+            long::forward(call.level, layer, slices.0, y.as_slice_mut().expect("standard"), Some(saved));
+        } else {
+            forward(&call, x.view(), y.view_mut(), Some(saved));
+        }
+        let [mean, low, rstd] = &numbers;
+        let kept = KeptRows { mean, low, rstd, exponent: &exponent };
+        let (mut dgain, mut dbias) = (vec![1.0; FEATURES], vec![2.0; FEATURES]);
+        let grad = Gradient { gain: Some(&mut dgain), bias: Some(&mut dbias) };
+        if long {
+            let dx = dx.as_slice_mut().expect("standard");
+            long::backward(call.level, layer, kept, slices.0, slices.1, dx, grad);
+        } else {
+            backward(&call, kept, x.view(), dy.view(), dx.view_mut(), grad);
+        }
+        y.iter().chain(&dx).chain(&dgain).chain(&dbias).map(|x| x.to_bits()).collect()
+    }
+
+    /// Rows this short never go there; with so many of them, a row block has two chains, which no test with long rows
+    /// could afford.
+    #[test]
+    fn rows_taken_tile_by_tile_have_the_bits_of_rows_taken_one_by_one() {
+        assert!(rows_per_block(ROWS, FEATURES) > CHAIN);
+        let (tiles, rows) = (all_bits(true), all_bits(false));
+        for (i, (tiles, rows)) in tiles.iter().zip(&rows).enumerate() {
+            assert_eq!(tiles, rows, "number {i} of y, dx, dgain, dbias; y has {}", ROWS * FEATURES);
+        }
+    }
+}

@@ -332,7 +332,8 @@ impl<T: Element> LayerNorm<T> {
     ) -> Result<()> {
         self.check_input("x", x.shape())?;
         if saved.shape != x.shape() {
-            return Err(Error::Saved { expected: x.shape().to_vec(), got: saved.shape.clone() });
+            let got = Some(saved.shape.clone()).filter(|shape| *shape != NO_CALL);
+            return Err(Error::Saved { expected: x.shape().to_vec(), got });
         }
         check_shape("dy", x.shape(), dy.shape())?;
         check_shape("dx", x.shape(), dx.shape())?;
@@ -420,11 +421,13 @@ pub struct Saved<T> {
     exponent: Vec<i16>,
 }
 
+/// A shape that no call has: a row has at least one element.
+const NO_CALL: [usize; 1] = [0];
+
 impl<T> Default for Saved<T> {
     /// Belongs to no call yet: for the first [`forward_into`](LayerNorm::forward_into).
     fn default() -> Self {
-        // A shape that no call has, so that backward refuses it.
-        Self { shape: vec![0], mean: Vec::new(), low: Vec::new(), rstd: Vec::new(), exponent: Vec::new() }
+        Self { shape: NO_CALL.to_vec(), mean: Vec::new(), low: Vec::new(), rstd: Vec::new(), exponent: Vec::new() }
     }
 }
 
