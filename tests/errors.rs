@@ -231,3 +231,15 @@ fn an_error_goes_wherever_errors_go() {
     assert_eq!(error, Error::Eps { got: -1.0 });
     assert!(format!("{error:?}").starts_with("Eps"));
 }
+
+#[test]
+fn a_refused_call_leaves_saved_to_the_call_before() {
+    let norm = LayerNorm::<f32>::new(3);
+    let x = Array2::from_shape_fn((2, 3), |(i, j)| (i * 5 + j * j) as f32);
+    let (_, mut saved) = norm.forward(&x).expect("the shapes fit");
+    let mean = saved.mean().to_vec();
+    let longer = Array2::zeros((5, 3));
+    norm.forward_into(&longer, &mut Array2::zeros((4, 3)), &mut saved).expect_err("`y` has too few rows");
+    assert_eq!(saved.mean().to_vec(), mean);
+    norm.backward(&x, &saved, &x, &mut norm.zero_grad()).expect("`saved` is still of `x`");
+}
