@@ -5,6 +5,7 @@
 //! | [`moments`] | μ and 1/√(σ²+ε) of a row |
 //! | [`rescale`] | the same for rows whose squares overflow or underflow |
 //! | [`normalize`] | y from x and the moments |
+//! | [`passes`] | the two passes of backward over a block |
 //! | [`backward`] | dx, and what each row adds to dgain and dbias |
 //! | [`columns`] | dgain and dbias of many rows |
 //!
@@ -19,11 +20,13 @@ pub(crate) mod backward;
 pub(crate) mod columns;
 pub(crate) mod moments;
 pub(crate) mod normalize;
+pub(crate) mod passes;
 pub(crate) mod rescale;
 
-use backward::{Coefficients, Columns, KeptRows, Row, Sums};
+use backward::Columns;
 use moments::{Epsilon, Moments};
 use normalize::{Layer, SavedRows};
+use passes::{Coefficients, KeptRows, Row, Sums};
 use rescale::Rescaled;
 
 /// The kernels of a number, on the instruction set of a level.

@@ -15,10 +15,11 @@ use fearless_simd::Level;
 use ndarray::{ArrayViewMut2, Axis};
 
 use crate::element::Element;
-use crate::kernels::backward::{Coefficients, Columns, KeptRows, Row, Sums};
+use crate::kernels::backward::Columns;
 use crate::kernels::columns::{CHAIN, Gradient, end_chain, join_block, rows_per_block};
 use crate::kernels::moments::{Moments, Statistics};
 use crate::kernels::normalize::{Layer, SavedRows};
+use crate::kernels::passes::{Coefficients, KeptRows, Row, Sums};
 use crate::kernels::rescale::Rescaled;
 use crate::number::LARGEST_BLOCK;
 use crate::parallel::{self, Job};

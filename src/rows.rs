@@ -11,9 +11,10 @@ use fearless_simd::Level;
 use ndarray::{ArrayView, ArrayViewD, ArrayViewMut, ArrayViewMutD, Dimension};
 
 use crate::element::Element;
-use crate::kernels::backward::{Columns, KeptRows};
+use crate::kernels::backward::Columns;
 use crate::kernels::columns::{CHAIN, Gradient, end_chain, join_block, rows_per_block};
 use crate::kernels::normalize::{Layer, SavedRows};
+use crate::kernels::passes::KeptRows;
 use crate::long;
 use crate::parallel::{self, Job};
 use crate::tiles::{gather, merge_leading, scatter};

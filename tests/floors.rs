@@ -4,12 +4,13 @@
 use std::path::{Path, PathBuf};
 
 /// From the ground up.
-const FLOORS: [&[&str]; 12] = [
+const FLOORS: [&[&str]; 13] = [
     &["error", "number"],
     &["simd", "parallel", "tiles"],
     &["kernels/moments", "kernels/columns"],
     &["kernels/rescale"],
     &["kernels/normalize"],
+    &["kernels/passes"],
     &["kernels/backward"],
     &["kernels"],
     &["element"],

@@ -5,10 +5,10 @@ use ndarray::{Array, ArrayD, ArrayRef, ArrayView1, ArrayViewD, ArrayViewMutD, Di
 
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::kernels::backward::KeptRows;
 use crate::kernels::columns::Gradient;
 use crate::kernels::moments::Epsilon;
 use crate::kernels::normalize::{Layer, SavedRows};
+use crate::kernels::passes::KeptRows;
 use crate::params::{Affine, Parameters};
 use crate::rows::{self, Call};
 use crate::simd;
