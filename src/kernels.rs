@@ -23,10 +23,9 @@ pub(crate) mod normalize;
 pub(crate) mod passes;
 pub(crate) mod rescale;
 
-use backward::Columns;
 use moments::{Epsilon, Moments};
 use normalize::{Layer, SavedRows};
-use passes::{Coefficients, KeptRows, Row, Sums};
+use passes::{Coefficients, Columns, KeptRows, Row, Sums};
 use rescale::Rescaled;
 
 /// The kernels of a number, on the instruction set of a level.
@@ -35,7 +34,14 @@ use rescale::Rescaled;
 #[expect(private_interfaces, reason = "unreachable from outside")]
 pub trait Kernels: Number {
     /// [`normalize::forward`]
-    fn forward(level: Level, layer: Layer<'_, Self>, x: &[Self], y: &mut [Self], saved: Option<SavedRows<'_, Self>>);
+    fn forward(
+        level: Level,
+        layer: Layer<'_, Self>,
+        streams: bool,
+        x: &[Self],
+        y: &mut [Self],
+        saved: Option<SavedRows<'_, Self>>,
+    );
 
     /// [`normalize::normalize`], for a row that may be rescaled.
     fn normalize(level: Level, layer: Layer<'_, Self>, row: &Rescaled<Self>, start: usize, x: &[Self], y: &mut [Self]);
@@ -47,9 +53,11 @@ pub trait Kernels: Number {
     fn rescued(level: Level, row: &[Self], epsilon: Epsilon) -> Rescaled<Self>;
 
     /// [`backward::backward`]
+    #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
     fn backward(
         level: Level,
         layer: Layer<'_, Self>,
+        streams: bool,
         kept: KeptRows<'_, Self>,
         x: &[Self],
         dy: &[Self],
@@ -91,11 +99,12 @@ macro_rules! compile {
             fn forward(
                 level: Level,
                 layer: Layer<'_, Self>,
+                streams: bool,
                 x: &[Self],
                 y: &mut [Self],
                 saved: Option<SavedRows<'_, Self>>,
             ) {
-                dispatch!(level, simd => normalize::forward(simd, layer, x, y, saved));
+                dispatch!(level, simd => normalize::forward(simd, layer, streams, x, y, saved));
             }
 
             fn normalize(
@@ -124,13 +133,14 @@ macro_rules! compile {
             fn backward(
                 level: Level,
                 layer: Layer<'_, Self>,
+                streams: bool,
                 kept: KeptRows<'_, Self>,
                 x: &[Self],
                 dy: &[Self],
                 dx: &mut [Self],
                 columns: &mut Columns<'_, Self>,
             ) {
-                dispatch!(level, simd => backward::backward(simd, layer, kept, x, dy, dx, columns));
+                dispatch!(level, simd => backward::backward(simd, layer, streams, kept, x, dy, dx, columns));
             }
 
             fn row(

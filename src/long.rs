@@ -15,11 +15,10 @@ use fearless_simd::Level;
 use ndarray::{ArrayViewMut2, Axis};
 
 use crate::element::Element;
-use crate::kernels::backward::Columns;
 use crate::kernels::columns::{CHAIN, Gradient, end_chain, join_block, rows_per_block};
 use crate::kernels::moments::{Moments, Statistics};
 use crate::kernels::normalize::{Layer, SavedRows};
-use crate::kernels::passes::{Coefficients, KeptRows, Row, Sums};
+use crate::kernels::passes::{Coefficients, Columns, KeptRows, Row, Sums};
 use crate::kernels::rescale::Rescaled;
 use crate::number::LARGEST_BLOCK;
 use crate::parallel::{self, Job};
@@ -226,7 +225,7 @@ fn first_sweep<T: Element>(
         for block in sums.chunks_exact(2) {
             total = total.join(Sums::from_wide([block[0], block[1]]));
         }
-        *coefficients = row.coefficients(total, features);
+        *coefficients = row.coefficients_of(total, features);
     }
 }
 

@@ -11,10 +11,9 @@ use fearless_simd::Level;
 use ndarray::{ArrayView, ArrayViewD, ArrayViewMut, ArrayViewMutD, Dimension};
 
 use crate::element::Element;
-use crate::kernels::backward::Columns;
 use crate::kernels::columns::{CHAIN, Gradient, end_chain, join_block, rows_per_block};
 use crate::kernels::normalize::{Layer, SavedRows};
-use crate::kernels::passes::KeptRows;
+use crate::kernels::passes::{Columns, KeptRows};
 use crate::long;
 use crate::parallel::{self, Job};
 use crate::tiles::{gather, merge_leading, scatter};
@@ -145,6 +144,9 @@ fn steps(rows: Range<usize>, step: usize) -> impl Iterator<Item = Range<usize>> 
     rows.clone().step_by(step).map(move |start| start..(start + step).min(rows.end))
 }
 
+/// Bytes of a call's arrays above which they come from memory, not from a cache.
+const STREAMS: usize = 12 * 1024 * 1024;
+
 /// y of all rows, and what backward needs of each.
 pub(crate) fn forward<T: Element, D: Dimension>(
     call: &Call<'_, T>,
@@ -157,21 +159,24 @@ pub(crate) fn forward<T: Element, D: Dimension>(
     if let (Input::Adjacent(x), Output::Adjacent(y), true) = (&x, &mut y, long::is_long::<T>(call.layer.features)) {
         return long::forward(call.level, call.layer, x, y, saved);
     }
-    let job = Forward { call, rows: 0..rows, x: Some(&x), y: y.part(), saved };
-    parallel::run(job, 2 * rows * call.layer.features * size_of::<T>());
+    let bytes = 2 * rows * call.layer.features * size_of::<T>();
+    let job = Forward { call, streams: bytes > STREAMS, rows: 0..rows, x: Some(&x), y: y.part(), saved };
+    parallel::run(job, bytes);
 }
 
 /// y of all rows, in place of x.
 pub(crate) fn forward_inplace<T: Element, D: Dimension>(call: &Call<'_, T>, x: ArrayViewMut<'_, T, D>) {
     let rows = x.len() / call.layer.features;
     let mut y = Output::new(x, call.trailing);
-    let job = Forward { call, rows: 0..rows, x: None, y: y.part(), saved: None };
+    let job = Forward { call, streams: false, rows: 0..rows, x: None, y: y.part(), saved: None };
     parallel::run(job, 2 * rows * call.layer.features * size_of::<T>());
 }
 
 /// Forward of some rows.
 struct Forward<'a, 'v, T> {
     call: &'a Call<'a, T>,
+    /// The arrays of the call do not fit into the caches.
+    streams: bool,
     rows: Range<usize>,
     /// Nothing where y takes the place of x.
     x: Option<&'a Input<'v, T>>,
@@ -230,7 +235,7 @@ impl<T: Element> Job for Forward<'_, '_, T> {
                 };
                 let now = saved.as_mut().map(|saved| saved.take_first(rows.len()));
                 fill(self.call, &mut self.y, self.rows.start, rows, y_tile, |y| {
-                    T::forward(level, layer, x, y, now);
+                    T::forward(level, layer, self.streams, x, y, now);
                 });
             }
         });
@@ -255,7 +260,10 @@ pub(crate) fn backward<T: Element, D: Dimension>(
     {
         return long::backward(call.level, call.layer, kept, x, dy, dx, grad);
     }
-    let job = Backward { call, rows: 0..rows, all: rows, kept, x: &x, dy: &dy, dx: dx.part(), blocks: &mut [] };
+    let bytes = 3 * rows * features * size_of::<T>();
+    let streams = bytes > STREAMS;
+    let job =
+        Backward { call, streams, rows: 0..rows, all: rows, kept, x: &x, dy: &dy, dx: dx.part(), blocks: &mut [] };
     if rows <= CHAIN {
         // One chain: nothing wider is needed.
         job.with_buffers(|job, mut buffers| {
@@ -268,7 +276,7 @@ pub(crate) fn backward<T: Element, D: Dimension>(
     let block = rows_per_block(rows, features);
     let blocks = rows.div_ceil(block);
     parallel::lend_wide::<T, _>(blocks * 2 * features, |sums| {
-        parallel::run(Backward { blocks: sums, ..job }, 3 * rows * features * size_of::<T>());
+        parallel::run(Backward { blocks: sums, ..job }, bytes);
         let (total, others) = sums.split_at_mut(2 * features);
         others.chunks_exact(2 * features).for_each(|block| join_block(total, block));
         grad.add_wide(total);
@@ -278,6 +286,8 @@ pub(crate) fn backward<T: Element, D: Dimension>(
 /// Backward of some row blocks.
 struct Backward<'a, 'v, T: Element> {
     call: &'a Call<'a, T>,
+    /// The arrays of the call do not fit into the caches.
+    streams: bool,
     rows: Range<usize>,
     /// Rows of the whole call: they decide what a block is.
     all: usize,
@@ -327,7 +337,7 @@ impl<T: Element> Backward<'_, '_, T> {
             let dy = self.dy.rows(self.call, rows.clone(), buffers.dy);
             let kept = self.kept.rows(rows.clone());
             fill(self.call, &mut self.dx, self.rows.start, rows, buffers.dx, |dx| {
-                T::backward(level, layer, kept, x, dy, dx, columns);
+                T::backward(level, layer, self.streams, kept, x, dy, dx, columns);
             });
         }
     }

@@ -117,29 +117,18 @@ pub(crate) fn vectors<T: Number>(block: &[T]) -> Vectors<'_, T::Chunk> {
     Vectors { pairs, odd: odd.first() }
 }
 
-/// [`Vectors`] to be written.
-pub(crate) struct VectorsMut<'a, C> {
-    pub(crate) pairs: &'a mut [[C; TURNS]],
-    pub(crate) odd: Option<&'a mut C>,
-}
-
-/// [`vectors`] to be written.
-#[inline(always)]
-pub(crate) fn vectors_mut<T: Number>(block: &mut [T]) -> VectorsMut<'_, T::Chunk> {
-    let (pairs, odd) = T::chunks_mut(block).0.as_chunks_mut();
-    VectorsMut { pairs, odd: odd.first_mut() }
-}
-
 /// The vector in a chunk.
 #[inline(always)]
 pub(crate) fn load<S: Simd, T: Number>(simd: S, chunk: &T::Chunk) -> Vector<S, T> {
     Vector::<S, T>::load_array_ref(simd, chunk)
 }
 
-/// The sums over the lanes of `R` vectors, which it uses up: that of vector i in lane i, and again in lane i + R, i + 2R, …
+/// The sums over the lanes of some vectors, which it uses up: that of vector i in lane i, and from there in every lane
+/// as many further. Their number is a power of two.
 #[inline(always)]
-pub(crate) fn tree<S: Simd, V: SimdBase<S>, const R: usize>(vectors: &mut [V; R]) -> V {
-    let mut left = R;
+pub(crate) fn tree<S: Simd, V: SimdBase<S>>(vectors: &mut [V]) -> V {
+    let count = vectors.len();
+    let mut left = count;
     while left > 1 {
         left /= 2;
         for i in 0..left {
@@ -147,7 +136,7 @@ pub(crate) fn tree<S: Simd, V: SimdBase<S>, const R: usize>(vectors: &mut [V; R]
         }
     }
     let mut sums = vectors[0];
-    let mut done = R;
+    let mut done = count;
     while done < V::LEN {
         sums = fold(sums, sums);
         done *= 2;

@@ -11,7 +11,7 @@
 //!                   dgain += p·d
 //!                   dbias += dy
 //!
-//! R rows at a time: the second pass of these with the first pass of the next R, block by block
+//! R rows at a time: the first pass of each, then the second of two and two
 //! ```
 //!
 //! Q and D are sums as in [`moments`](super::moments): turns and tree in a block, blocks joined in order, wide. d is
@@ -26,35 +26,19 @@ use fearless_simd::{Simd, SimdBase};
 use fearless_simd_macros::simd;
 
 use crate::kernels::normalize::Layer;
-use crate::kernels::passes::{
-    Coefficients, KeptRows, Read, Row, Second, Sums, Write, gradients, gradients_and_sums, partial_sums,
-};
-use crate::number::{Number, Wide, times_power_of_two};
-use crate::simd::{Tail, splat, tree};
-
-/// Features up to which rows are taken eight at a time: their reductions are a large part of the work.
-const SHORT: usize = 128;
-
-/// Column sums of at most [`CHAIN`](crate::kernels::columns::CHAIN) rows.
-#[derive(Debug)]
-pub(crate) struct Columns<'a, T> {
-    pub(crate) dgain: &'a mut [T],
-    pub(crate) dbias: &'a mut [T],
-}
-
-impl<T> Columns<'_, T> {
-    /// Those of some features.
-    #[inline(always)]
-    fn part(&mut self, features: Range<usize>) -> Columns<'_, T> {
-        Columns { dgain: &mut self.dgain[features.clone()], dbias: &mut self.dbias[features] }
-    }
-}
+use crate::kernels::passes::{Coefficients, Columns, KeptRows, Read, Row, Second, Sums, gradients, partial_sums};
+use crate::number::{Number, times_power_of_two};
+use crate::simd::{Tail, Vector, splat, tree};
 
 /// dx of rows of any number of features, side by side in `x`, `dy` and `dx`; adds their columns to `columns`.
+///
+/// `streams`: the arrays of the whole call do not fit into the caches.
 #[simd]
+#[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
 pub(crate) fn backward<S: Simd, T: Number>(
     simd: S,
     layer: Layer<'_, T>,
+    streams: bool,
     kept: KeptRows<'_, T>,
     x: &[T],
     dy: &[T],
@@ -73,21 +57,23 @@ pub(crate) fn backward<S: Simd, T: Number>(
             let (x, dy, dx) = (&x[at.clone()], &dy[at.clone()], &mut dx[at]);
             careful_row(simd, &layer, &kept, row, x, dy, dx, columns);
         }
-    } else if features > T::BLOCK {
-        long_rows(simd, &layer, &kept, x, dy, dx, columns);
-    } else {
-        if const { S::f32s::LEN < 8 } {
-            return groups::<S, T, 1>(simd, &layer, &kept, x, dy, dx, columns, 0..rows);
-        }
-        let by_eight = if features <= SHORT { rows / 8 * 8 } else { 0 };
-        let by_two = rows / 2 * 2;
-        groups::<S, T, 8>(simd, &layer, &kept, x, dy, dx, columns, 0..by_eight);
-        groups::<S, T, 2>(simd, &layer, &kept, x, dy, dx, columns, by_eight..by_two);
-        groups::<S, T, 1>(simd, &layer, &kept, x, dy, dx, columns, by_two..rows);
+        return;
     }
+    let vectors = features.div_ceil(T::LANES);
+    let narrow = const { S::f32s::LEN < 8 };
+    let done = if narrow || streams && vectors > 4 && features <= T::BLOCK {
+        // Memory sets the pace, and it is fastest where each row is read and written before the next.
+        0
+    } else if vectors <= 8 {
+        // The reductions are a large part of the work.
+        groups::<S, T, 8>(simd, &layer, &kept, x, dy, dx, columns, 0..rows / 8 * 8)
+    } else {
+        groups::<S, T, 4>(simd, &layer, &kept, x, dy, dx, columns, 0..rows / 4 * 4)
+    };
+    groups::<S, T, 1>(simd, &layer, &kept, x, dy, dx, columns, done..rows);
 }
 
-/// Rows of one block that need not be rescaled, `R` at a time; `R` divides their number.
+/// Rows that need not be rescaled, `R` at a time; `R` divides their number. Returns the row after the last.
 #[simd]
 #[inline(never)]
 #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
@@ -100,89 +86,148 @@ fn groups<S: Simd, T: Number, const R: usize>(
     dx: &mut [T],
     columns: &mut Columns<'_, T>,
     rows: Range<usize>,
-) {
-    if rows.is_empty() {
-        return;
-    }
+) -> usize {
     let features = layer.features;
-    let gain = layer.gain(0, features);
-    let tail = Tail::new(simd, features);
-    let at = |row: usize| row * features..(row + 1) * features;
-    let zeros = [splat(simd, T::zero()); R];
-    let (mut q, mut qd) = (zeros, zeros);
-    for i in 0..R {
-        let row = rows.start + i;
-        let block = Read { gain, x: &x[at(row)], dy: &dy[at(row)] };
-        (q[i], qd[i]) = partial_sums(simd, &tail, &Row::kept(kept, row), &block);
+    let end = rows.end;
+    let at = rows.start * features..end * features;
+    let tail = Tail::new(simd, features.min(T::BLOCK));
+    let inputs = x[at.clone()].chunks_exact(R * features).zip(dy[at.clone()].chunks_exact(R * features));
+    for ((first, (x, dy)), dx) in rows.step_by(R).zip(inputs).zip(dx[at].chunks_exact_mut(R * features)) {
+        let group = if features <= T::BLOCK {
+            Group::<T, R>::of_blocks(simd, &tail, layer, kept, first, x, dy)
+        } else {
+            Group::of_long_rows(simd, layer, kept, first, x, dy)
+        };
+        group.gradients(simd, layer, x, dy, dx, columns);
     }
-    for first in rows.clone().step_by(R) {
-        let (sum_q, sum_qd) = (tree(&mut q), tree(&mut qd));
-        let (sum_q, sum_qd) = (sum_q.as_slice(), sum_qd.as_slice());
-        let (mut k, mut m) = ([T::zero(); R], [T::zero(); R]);
-        for i in 0..R {
-            let wide = T::Wide::default;
-            let sums = Sums { q: wide().add(sum_q[i].into()), qd: wide().add(sum_qd[i].into()) };
-            Coefficients { k: k[i], m: m[i] } = Row::kept(kept, first + i).coefficients(sums, features);
+    end
+}
+
+/// What the second pass needs to know of `R` rows. Arrays, not an array of rows: they are computed as vectors then.
+struct Group<T, const R: usize> {
+    mean: [T; R],
+    low: [T; R],
+    rstd: [T; R],
+    k: [T; R],
+    m: [T; R],
+}
+
+impl<T: Number, const R: usize> Group<T, R> {
+    #[inline(always)]
+    fn new(kept: &KeptRows<'_, T>, first: usize) -> Self {
+        let mut group = Self {
+            mean: [T::zero(); R],
+            low: [T::zero(); R],
+            rstd: [T::zero(); R],
+            k: [T::zero(); R],
+            m: [T::zero(); R],
+        };
+        group.mean.copy_from_slice(&kept.mean[first..][..R]);
+        group.low.copy_from_slice(&kept.low[first..][..R]);
+        group.rstd.copy_from_slice(&kept.rstd[first..][..R]);
+        group
+    }
+
+    #[inline(always)]
+    fn row(&self, i: usize) -> Row<T> {
+        Row::new(self.mean[i], self.low[i], self.rstd[i])
+    }
+
+    /// Of rows of one block.
+    #[inline(always)]
+    fn of_blocks<S: Simd>(
+        simd: S,
+        tail: &Tail<S, T>,
+        layer: &Layer<'_, T>,
+        kept: &KeptRows<'_, T>,
+        first: usize,
+        x: &[T],
+        dy: &[T],
+    ) -> Self {
+        let mut group = Self::new(kept, first);
+        let features = tail.len();
+        let gain = layer.gain(0, features);
+        let zeros = [splat(simd, T::zero()); R];
+        let (mut q, mut qd) = (zeros, zeros);
+        for (i, (x, dy)) in x.chunks_exact(features).zip(dy.chunks_exact(features)).enumerate() {
+            (q[i], qd[i]) = partial_sums(simd, tail, &group.row(i), &Read { gain, x, dy });
         }
+        let (q, qd) = (tree(&mut q), tree(&mut qd));
+        let (q, qd) = (q.as_slice(), qd.as_slice());
         for i in 0..R {
-            let (row, ahead) = (first + i, first + R + i);
-            let coefficients = Coefficients { k: k[i], m: m[i] };
-            let second = Second::new(simd, &Row::kept(kept, row), &coefficients);
-            let read = Read { gain, x: &x[at(row)], dy: &dy[at(row)] };
-            let write = Write { dx: &mut dx[at(row)], dgain: columns.dgain, dbias: columns.dbias };
-            if first + R < rows.end {
-                let block = Read { gain, x: &x[at(ahead)], dy: &dy[at(ahead)] };
-                let next = Row::kept(kept, ahead);
-                (q[i], qd[i]) = gradients_and_sums(simd, &tail, &second, &read, write, &next, &block);
-            } else {
-                gradients(simd, &tail, &second, &read, write);
+            Coefficients { k: group.k[i], m: group.m[i] } =
+                group.row(i).coefficients(q[i].into(), qd[i].into(), features);
+        }
+        group
+    }
+
+    /// Of rows of several blocks.
+    #[inline(always)]
+    fn of_long_rows<S: Simd>(
+        simd: S,
+        layer: &Layer<'_, T>,
+        kept: &KeptRows<'_, T>,
+        first: usize,
+        x: &[T],
+        dy: &[T],
+    ) -> Self {
+        let mut group = Self::new(kept, first);
+        let features = layer.features;
+        for (i, (x, dy)) in x.chunks_exact(features).zip(dy.chunks_exact(features)).enumerate() {
+            let row = group.row(i);
+            Coefficients { k: group.k[i], m: group.m[i] } =
+                row.coefficients_of(all_sums(simd, layer, &row, x, dy), features);
+        }
+        group
+    }
+
+    /// dx and columns of the rows.
+    #[inline(always)]
+    fn gradients<S: Simd>(
+        &self,
+        simd: S,
+        layer: &Layer<'_, T>,
+        x: &[T],
+        dy: &[T],
+        dx: &mut [T],
+        columns: &mut Columns<'_, T>,
+    ) {
+        let features = layer.features;
+        for start in (0..features).step_by(T::BLOCK) {
+            let at = start..(start + T::BLOCK).min(features);
+            let (tail, gain) = (Tail::new(simd, at.len()), layer.gain(start, at.len()));
+            let columns = &mut columns.part(at.clone());
+            if R == 1 {
+                let (x, dy, dx) = ([&x[at.clone()]], [&dy[at.clone()]], [&mut dx[at]]);
+                gradients(simd, &tail, gain, &[self.second(simd, 0)], x, dy, dx, columns);
+                continue;
+            }
+            let inputs = x.chunks_exact(2 * features).zip(dy.chunks_exact(2 * features));
+            for (i, ((x, dy), dx)) in inputs.zip(dx.chunks_exact_mut(2 * features)).enumerate() {
+                let (x, dy, dx) = (x.split_at(features), dy.split_at(features), dx.split_at_mut(features));
+                let rows = [self.second(simd, 2 * i), self.second(simd, 2 * i + 1)];
+                let x = [&x.0[at.clone()], &x.1[at.clone()]];
+                let dy = [&dy.0[at.clone()], &dy.1[at.clone()]];
+                let dx = [&mut dx.0[at.clone()], &mut dx.1[at.clone()]];
+                gradients(simd, &tail, gain, &rows, x, dy, dx, columns);
             }
         }
+    }
+
+    #[inline(always)]
+    fn second<S: Simd>(&self, simd: S, i: usize) -> Second<Vector<S, T>> {
+        Second::new(simd, &self.row(i), &Coefficients { k: self.k[i], m: self.m[i] })
     }
 }
 
-/// Rows of several blocks that need not be rescaled, one at a time.
+/// The sums of a whole row.
 #[simd]
-#[inline(never)]
-fn long_rows<S: Simd, T: Number>(
-    simd: S,
-    layer: &Layer<'_, T>,
-    kept: &KeptRows<'_, T>,
-    x: &[T],
-    dy: &[T],
-    dx: &mut [T],
-    columns: &mut Columns<'_, T>,
-) {
-    let features = layer.features;
-    let rows = kept.mean.len();
-    let blocks = || (0..features).step_by(T::BLOCK).map(|start| start..(start + T::BLOCK).min(features));
+fn all_sums<S: Simd, T: Number>(simd: S, layer: &Layer<'_, T>, row: &Row<T>, x: &[T], dy: &[T]) -> Sums<T::Wide> {
     let mut sums = Sums::default();
-    for block in blocks() {
-        let (x, dy) = (&x[block.clone()], &dy[block.clone()]);
-        sums = sums.join(row_sums(simd, layer, &Row::kept(kept, 0), block.start, x, dy));
+    for (block, (x, dy)) in x.chunks(T::BLOCK).zip(dy.chunks(T::BLOCK)).enumerate() {
+        sums = sums.join(row_sums(simd, layer, row, block * T::BLOCK, x, dy));
     }
-    for row in 0..rows {
-        let here = Row::kept(kept, row);
-        let second = Second::new(simd, &here, &here.coefficients(sums, features));
-        sums = Sums::default();
-        for block in blocks() {
-            let tail = Tail::new(simd, block.len());
-            let gain = layer.gain(block.start, block.len());
-            let at = row * features + block.start..row * features + block.end;
-            let read = Read { gain, x: &x[at.clone()], dy: &dy[at.clone()] };
-            let Columns { dgain, dbias } = columns.part(block.clone());
-            let write = Write { dx: &mut dx[at.clone()], dgain, dbias };
-            if row + 1 < rows {
-                let at = at.start + features..at.end + features;
-                let ahead = Read { gain, x: &x[at.clone()], dy: &dy[at] };
-                let next = Row::kept(kept, row + 1);
-                let (q, qd) = gradients_and_sums(simd, &tail, &second, &read, write, &next, &ahead);
-                sums = sums.join(Sums::of_partial::<S, T>(q, qd));
-            } else {
-                gradients(simd, &tail, &second, &read, write);
-            }
-        }
-    }
+    sums
 }
 
 /// A row of any length and scale.
@@ -201,11 +246,7 @@ fn careful_row<S: Simd, T: Number>(
     columns: &mut Columns<'_, T>,
 ) {
     let row = Row::rescaled(simd, layer, kept, row, x);
-    let mut sums = Sums::default();
-    for (block, (x, dy)) in x.chunks(T::BLOCK).zip(dy.chunks(T::BLOCK)).enumerate() {
-        sums = sums.join(row_sums(simd, layer, &row, block * T::BLOCK, x, dy));
-    }
-    let coefficients = row.coefficients(sums, layer.features);
+    let coefficients = row.coefficients_of(all_sums(simd, layer, &row, x, dy), layer.features);
     row_gradients(simd, layer, &row, &coefficients, 0, x, dy, dx, columns);
 }
 
@@ -255,8 +296,7 @@ pub(crate) fn row_gradients<S: Simd, T: Number>(
             continue;
         }
         let tail = Tail::new(simd, x.len());
-        let read = Read { gain: layer.gain(start, x.len()), x, dy };
-        let write = Write { dx, dgain: columns.dgain, dbias: columns.dbias };
-        gradients(simd, &tail, &Second::new(simd, row, coefficients), &read, write);
+        let gain = layer.gain(start, x.len());
+        gradients(simd, &tail, gain, &[Second::new(simd, row, coefficients)], [x], [dy], [dx], &mut columns);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! each block b of n elements:            n = BLOCK but for the last block
-//!     h  = mean of a sample              four vectors, from each quarter of the block
+//!     h  = mean of a sample              the first four vectors of the block
 //!     s  = Σ (x − h)
 //!     q  = Σ (x − h)²
 //!     δ  = s / n
@@ -17,8 +17,9 @@
 //! row:   σ² = M/n,   rstd = 1/√(σ² + ε),   μ split into mean + low
 //! ```
 //!
-//! Σ has a vector of partial sums for each turn, carried to another every [`CARRY`] pairs; these are added, then the
-//! tree.
+//! Σ has a vector of partial sums for each turn and chain of [`CARRY`] pairs (what is left over belongs to the last
+//! chain); chains are added in order, then the turns, then the tree. The sample is the start of the block because that
+//! is there: elsewhere it would wait for memory.
 //!
 //! Why: Σx² − n·μ² has no digit left where μ is large beside σ; about an h within σ/2 of μ it loses a third of a bit
 //! at most. A pass for the mean and one for the squares about it would do the same and read the block twice. The mean
@@ -28,7 +29,7 @@ use fearless_simd::{Simd, SimdBase};
 use fearless_simd_macros::simd;
 
 use crate::number::{Number, Wide, power_of_two, times_power_of_two};
-use crate::simd::{TURNS, Tail, Turns, Vector, load, splat, tree, vectors};
+use crate::simd::{TURNS, Tail, Turns, Vector, Vectors, load, splat, tree, vectors};
 
 /// Vectors of a sample: one mean of 64 (f32) numbers is within σ/2 of μ but for one in 15,000 normal blocks.
 const SAMPLE: usize = 4;
@@ -152,7 +153,7 @@ impl<T: Number> Moments<T> {
     #[inline(always)]
     pub(crate) fn finish(self, epsilon: Epsilon) -> Statistics<T> {
         let variance = self.squares.value() / self.count;
-        let rstd = rstd(variance + epsilon.eps);
+        let rstd = 1.0 / (variance + epsilon.eps).sqrt();
         let (mean, low) = T::split(self.mean);
         let safe = self.near & (variance >= epsilon.lowest) & (variance <= epsilon.highest);
         Statistics { mean, low, rstd: T::from_f64(rstd), safe }
@@ -166,8 +167,8 @@ pub(crate) fn sample<S: Simd, T: Number>(simd: S, tail: &Tail<S, T>, block: &[T]
     let chunks = T::chunks(block).0;
     let count = chunks.len();
     if count >= SAMPLE {
-        let quarter = |i: usize| load::<S, T>(simd, &chunks[i * count / SAMPLE]);
-        return (quarter(0) + quarter(1)) + (quarter(2) + quarter(3));
+        let first = |i: usize| load::<S, T>(simd, &chunks[i]);
+        return (first(0) + first(1)) + (first(2) + first(3));
     }
     let mut sum = zero;
     for chunk in chunks {
@@ -178,11 +179,7 @@ pub(crate) fn sample<S: Simd, T: Number>(simd: S, tail: &Tail<S, T>, block: &[T]
 
 /// h of `R` blocks of `len` elements, from the partial sums of their samples.
 #[inline(always)]
-pub(crate) fn near_means<S: Simd, T: Number, const R: usize>(
-    simd: S,
-    len: usize,
-    samples: &mut [Vector<S, T>; R],
-) -> Vector<S, T> {
+pub(crate) fn near_means<S: Simd, T: Number>(simd: S, len: usize, samples: &mut [Vector<S, T>]) -> Vector<S, T> {
     let count = if len >= SAMPLE * T::LANES { SAMPLE * T::LANES } else { len };
     tree(samples) / splat(simd, T::from_f64(count as f64))
 }
@@ -191,26 +188,32 @@ pub(crate) fn near_means<S: Simd, T: Number, const R: usize>(
 /// pairs they cost a tenth of an addition a vector more.
 pub(crate) const CARRY: usize = 8;
 
-/// The partial sums of s and q of a block.
-pub(crate) struct Partial<V> {
+/// The partial sums of s and q.
+struct Partial<V> {
     near: V,
     sum: Turns<V>,
     squares: Turns<V>,
-    carried_sum: Turns<V>,
-    carried_squares: Turns<V>,
 }
 
 impl<V: Copy> Partial<V> {
+    /// Of a chain of pairs.
     #[inline(always)]
-    pub(crate) fn new<S: Simd, T: Number<Vector<S> = V>>(simd: S, near: T) -> Self {
-        let zero = splat(simd, T::zero());
-        let zeros = [zero; TURNS];
-        Self { near: splat(simd, near), sum: zeros, squares: zeros, carried_sum: zeros, carried_squares: zeros }
+    fn of_chain<S: Simd, T: Number<Vector<S> = V>>(simd: S, near: V, chain: &[[T::Chunk; TURNS]]) -> Self
+    where
+        V: SimdBase<S>,
+    {
+        let zeros = [splat(simd, T::zero()); TURNS];
+        let mut partial = Self { near, sum: zeros, squares: zeros };
+        for [first, second] in chain {
+            partial.add(0, load::<S, T>(simd, first));
+            partial.add(1, load::<S, T>(simd, second));
+        }
+        partial
     }
 
     /// With a vector of the block.
     #[inline(always)]
-    pub(crate) fn add<S: Simd>(&mut self, turn: usize, x: V)
+    fn add<S: Simd>(&mut self, turn: usize, x: V)
     where
         V: SimdBase<S>,
     {
@@ -219,40 +222,20 @@ impl<V: Copy> Partial<V> {
         self.squares[turn] += d * d;
     }
 
-    /// Ends a chain of [`CARRY`] pairs.
+    /// With those of the chain that follows.
     #[inline(always)]
-    pub(crate) fn carry<S: Simd>(&mut self, simd: S)
-    where
-        V: SimdBase<S, Element: Number>,
-    {
-        let zero = V::splat(simd, V::Element::default());
-        for turn in 0..TURNS {
-            self.carried_sum[turn] += self.sum[turn];
-            self.carried_squares[turn] += self.squares[turn];
-            self.sum[turn] = zero;
-            self.squares[turn] = zero;
-        }
-    }
-
-    /// With the tail of the block: the partial sums of s and of q.
-    #[inline(always)]
-    pub(crate) fn end<S: Simd, T: Number<Vector<S> = V>>(mut self, tail: &Tail<S, T>, block: &[T]) -> (V, V)
+    fn join<S: Simd>(&mut self, next: &Self)
     where
         V: SimdBase<S>,
     {
-        if !tail.is_empty() {
-            // Filled up with h, which adds nothing.
-            self.add(tail.turn, tail.load(block, self.near));
-        }
         for turn in 0..TURNS {
-            self.carried_sum[turn] += self.sum[turn];
-            self.carried_squares[turn] += self.squares[turn];
+            self.sum[turn] += next.sum[turn];
+            self.squares[turn] += next.squares[turn];
         }
-        (self.carried_sum[0] + self.carried_sum[1], self.carried_squares[0] + self.carried_squares[1])
     }
 }
 
-/// The partial sums of s and q of a block about `near`.
+/// The partial sums of s and of q of a block about `near`.
 #[inline(always)]
 pub(crate) fn partial_sums<S: Simd, T: Number>(
     simd: S,
@@ -260,19 +243,21 @@ pub(crate) fn partial_sums<S: Simd, T: Number>(
     block: &[T],
     near: T,
 ) -> (Vector<S, T>, Vector<S, T>) {
-    let mut partial = Partial::new(simd, near);
-    let x = vectors(block);
-    for pairs in x.pairs.chunks(CARRY) {
-        for pair in pairs {
-            partial.add(0, load::<S, T>(simd, &pair[0]));
-            partial.add(1, load::<S, T>(simd, &pair[1]));
-        }
-        partial.carry(simd);
+    let near = splat(simd, near);
+    let Vectors { pairs, odd } = vectors(block);
+    let (first, chains) = pairs.split_at(CARRY.min(pairs.len()));
+    let mut partial = Partial::of_chain::<S, T>(simd, near, first);
+    for chain in chains.chunks(CARRY) {
+        partial.join(&Partial::of_chain::<S, T>(simd, near, chain));
     }
-    if let Some(x) = x.odd {
+    if let Some(x) = odd {
         partial.add(0, load::<S, T>(simd, x));
     }
-    partial.end(tail, block)
+    if !tail.is_empty() {
+        // Filled up with h, which adds nothing.
+        partial.add(tail.turn, tail.load(block, near));
+    }
+    (partial.sum[0] + partial.sum[1], partial.squares[0] + partial.squares[1])
 }
 
 /// The moments of a block about `near`.
@@ -286,7 +271,7 @@ pub(crate) fn moments_about<S: Simd, T: Number>(simd: S, tail: &Tail<S, T>, bloc
 #[simd]
 pub(crate) fn block_moments<S: Simd, T: Number>(simd: S, block: &[T]) -> Moments<T> {
     let tail = Tail::new(simd, block.len());
-    let near = near_means::<S, T, 1>(simd, block.len(), &mut [sample(simd, &tail, block)])[0];
+    let near = near_means::<S, T>(simd, block.len(), &mut [sample(simd, &tail, block)])[0];
     let first = moments_about(simd, &tail, block, near);
     if first.near {
         return first;

@@ -5,28 +5,23 @@
 //! y = x̂ · gain + bias
 //!
 //! R rows at a time:
-//!     sums of the first R rows
-//!     while there are rows:
-//!         statistics of these R rows from their sums
-//!         block by block: write their y, and add the x of the next R rows to their sums
+//!     sums of each row, statistics of all, y of two and two
 //! ```
 //!
-//! Never `x·rstd + (−mean·rstd)`: at a large mean that is the difference of two large numbers. Reading the next rows
-//! while these are written keeps memory busy both ways; `R` rows at once share the loads of gain and bias, and let
-//! their reductions, divisions and square roots overlap. Neither changes the order of additions within a row, so
-//! neither changes a bit.
+//! Never `x·rstd + (−mean·rstd)`: at a large mean that is the difference of two large numbers. Rows taken together
+//! share the latencies of their reductions, divisions and square roots, and the loads of gain and bias; rows that come
+//! from memory are taken one by one, because memory likes one line after the other. Neither changes the order of
+//! additions within a row, so neither changes a bit.
 
 use std::ops::Range;
 
 use fearless_simd::{Simd, SimdBase};
 use fearless_simd_macros::simd;
 
-use crate::kernels::moments::{
-    self, CARRY, Epsilon, Moments, Partial, Statistics, near_means, partial_sums, row_moments, sample,
-};
+use crate::kernels::moments::{Epsilon, Moments, Statistics, near_means, partial_sums, row_moments, sample};
 use crate::kernels::rescale::{Rescaled, rescale, rescued};
 use crate::number::{LARGEST_BLOCK, Number};
-use crate::simd::{TURNS, Tail, Vector, load, splat, tree, vectors, vectors_mut};
+use crate::simd::{Tail, Vector, load, splat, tree};
 
 /// Gain and bias of a block of features: ones and zeros where the layer has none.
 #[derive(Clone, Copy, Debug)]
@@ -96,35 +91,38 @@ impl<'a, T: Number> SavedRows<'a, T> {
     }
 }
 
-/// Features up to which rows are taken eight at a time: their reductions are a large part of the work.
-const SHORT: usize = 128;
+/// Vectors of a tile of columns: gain and bias of a tile stay in L1 from pair of rows to pair of rows.
+const TILE: usize = 64;
 
 /// Normalizes rows of any number of features, side by side in `x` and `y`.
+///
+/// `streams`: the arrays of the whole call do not fit into the caches.
 #[simd]
 pub(crate) fn forward<S: Simd, T: Number>(
     simd: S,
     layer: Layer<'_, T>,
+    streams: bool,
     x: &[T],
     y: &mut [T],
     mut saved: Option<SavedRows<'_, T>>,
 ) {
-    let features = layer.features;
-    let rows = x.len() / features;
-    let by_eight = if features <= SHORT { rows / 8 * 8 } else { 0 };
-    let by_two = rows / 2 * 2;
-    if features > T::BLOCK {
-        return long_rows(simd, layer, x, y, &mut saved);
-    }
+    let rows = x.len() / layer.features;
+    let vectors = layer.features.div_ceil(T::LANES);
     // Narrow registers do not hold two rows, and the scalar fallback takes minutes to compile them.
-    if const { S::f32s::LEN < 8 } {
-        return groups::<S, T, 1>(simd, layer, x, y, &mut saved, 0..rows);
-    }
-    groups::<S, T, 8>(simd, layer, x, y, &mut saved, 0..by_eight);
-    groups::<S, T, 2>(simd, layer, x, y, &mut saved, by_eight..by_two);
-    groups::<S, T, 1>(simd, layer, x, y, &mut saved, by_two..rows);
+    let narrow = const { S::f32s::LEN < 8 };
+    let done = if narrow || streams && vectors > 4 && layer.features <= T::BLOCK {
+        // Memory sets the pace, and it is fastest where each row is read and written before the next.
+        0
+    } else if vectors <= 8 {
+        // The reductions are a large part of the work.
+        groups::<S, T, 8>(simd, layer, x, y, &mut saved, 0..rows / 8 * 8)
+    } else {
+        groups::<S, T, 4>(simd, layer, x, y, &mut saved, 0..rows / 4 * 4)
+    };
+    groups::<S, T, 1>(simd, layer, x, y, &mut saved, done..rows);
 }
 
-/// Rows of one block, `R` at a time; `R` divides their number.
+/// `R` rows at a time; `R` divides their number. Returns the row after the last.
 #[simd]
 #[inline(never)]
 fn groups<S: Simd, T: Number, const R: usize>(
@@ -134,136 +132,121 @@ fn groups<S: Simd, T: Number, const R: usize>(
     y: &mut [T],
     saved: &mut Option<SavedRows<'_, T>>,
     rows: Range<usize>,
+) -> usize {
+    let Layer { features, epsilon, .. } = layer;
+    let end = rows.end;
+    let at = rows.start * features..end * features;
+    let tail = Tail::new(simd, features.min(T::BLOCK));
+    let affine = (layer.gain(0, tail.len()), layer.bias(0, tail.len()));
+    let groups = x[at.clone()].chunks_exact(R * features).zip(y[at].chunks_exact_mut(R * features));
+    for (first, (x, y)) in rows.step_by(R).zip(groups) {
+        let group = if features <= T::BLOCK {
+            Group::<T, R>::of_blocks(simd, &tail, x, epsilon)
+        } else {
+            Group::of_long_rows(simd, features, x, epsilon)
+        };
+        if features <= TILE * T::LANES {
+            write_group(simd, &tail, affine, &group, features, 0, x, y);
+        } else {
+            for start in (0..features).step_by(TILE * T::LANES) {
+                let len = (features - start).min(TILE * T::LANES);
+                let affine = (layer.gain(start, len), layer.bias(start, len));
+                write_group(simd, &Tail::new(simd, len), affine, &group, features, start, x, y);
+            }
+        }
+        if let Some(saved) = saved {
+            saved.mean[first..][..R].copy_from_slice(&group.mean);
+            saved.low[first..][..R].copy_from_slice(&group.low);
+            saved.rstd[first..][..R].copy_from_slice(&group.rstd);
+            saved.exponent[first..][..R].fill(0);
+        }
+        if !group.safe {
+            for (i, (x, y)) in x.chunks_exact(features).zip(y.chunks_exact_mut(features)).enumerate() {
+                careful_row(simd, layer, x, y, saved, first + i);
+            }
+        }
+    }
+    end
+}
+
+/// y of the columns from `start` on of a group of rows.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
+fn write_group<S: Simd, T: Number, const R: usize>(
+    simd: S,
+    tail: &Tail<S, T>,
+    affine: (&[T], &[T]),
+    group: &Group<T, R>,
+    features: usize,
+    start: usize,
+    x: &[T],
+    y: &mut [T],
 ) {
-    if rows.is_empty() {
-        return;
+    let columns = start..start + tail.len();
+    if R == 1 {
+        return write(simd, tail, affine, &[group.splat(simd, 0)], [&x[columns.clone()]], [&mut y[columns]]);
     }
-    let features = layer.features;
-    let tail = Tail::new(simd, features);
-    let mut group = Group::<S, T, R>::new(simd);
-    let first = &x[rows.start * features..];
-    let near = group.near(simd, &tail, first);
-    for (i, row) in first.chunks_exact(features).take(R).enumerate() {
-        (group.sums[i], group.squares[i]) = partial_sums(simd, &tail, row, near[i]);
-    }
-    group.finish(features, near, layer.epsilon);
-    for row in rows.clone().step_by(R) {
-        let (x, ahead) = x[row * features..].split_at(R * features);
-        let y = &mut y[row * features..][..R * features];
-        let more = row + R < rows.end;
-        let near = if more { group.near(simd, &tail, ahead) } else { splat(simd, T::zero()) };
-        for (i, y) in y.chunks_exact_mut(features).enumerate() {
-            let at = i * features..(i + 1) * features;
-            let (x, statistics) = (&x[at.clone()], group.statistics(i));
-            if more {
-                (group.sums[i], group.squares[i]) =
-                    write_and_sum(simd, &tail, layer, &statistics, 0, x, y, &ahead[at], near[i]);
-            } else {
-                write(simd, &tail, layer, &statistics, 0, x, y);
-            }
-            save(saved, row + i, &statistics, 0);
-        }
-        if !group.all_safe {
-            for (i, y) in y.chunks_exact_mut(features).enumerate() {
-                if !group.statistics(i).safe {
-                    careful_row(simd, layer, &x[i * features..][..features], y, saved, row + i);
-                }
-            }
-        }
-        if more {
-            group.finish(features, near, layer.epsilon);
-        }
+    for (i, (x, y)) in x.chunks_exact(2 * features).zip(y.chunks_exact_mut(2 * features)).enumerate() {
+        let (x, y) = (x.split_at(features), y.split_at_mut(features));
+        let rows = [group.splat(simd, 2 * i), group.splat(simd, 2 * i + 1)];
+        let x = [&x.0[columns.clone()], &x.1[columns.clone()]];
+        let y = [&mut y.0[columns.clone()], &mut y.1[columns.clone()]];
+        write(simd, tail, affine, &rows, x, y);
     }
 }
 
-/// `R` rows of one block: their partial sums while they are read, then their statistics.
-///
-/// Arrays, not an array of rows: their statistics are computed as vectors then.
-struct Group<S: Simd, T: Number, const R: usize> {
-    sums: [Vector<S, T>; R],
-    squares: [Vector<S, T>; R],
+/// The statistics of `R` rows. Arrays, not an array of rows: they are computed as vectors then.
+struct Group<T, const R: usize> {
     mean: [T; R],
     low: [T; R],
     rstd: [T; R],
-    safe: [bool; R],
-    all_safe: bool,
+    /// All of them are.
+    safe: bool,
 }
 
-impl<S: Simd, T: Number, const R: usize> Group<S, T, R> {
+impl<T: Number, const R: usize> Group<T, R> {
+    /// Of rows of one block.
     #[inline(always)]
-    fn new(simd: S) -> Self {
-        let (zero, zeros) = ([T::zero(); R], [splat(simd, T::zero()); R]);
-        Self { sums: zeros, squares: zeros, mean: zero, low: zero, rstd: zero, safe: [true; R], all_safe: true }
-    }
-
-    /// h of the first `R` of some rows.
-    #[inline(always)]
-    fn near(&mut self, simd: S, tail: &Tail<S, T>, rows: &[T]) -> Vector<S, T> {
+    fn of_blocks<S: Simd>(simd: S, tail: &Tail<S, T>, rows: &[T], epsilon: Epsilon) -> Self {
         let features = tail.len();
-        let mut samples = [splat(simd, T::zero()); R];
-        for (sample, row) in samples.iter_mut().zip(rows.chunks_exact(features)) {
-            *sample = moments::sample(simd, tail, row);
+        let zeros = [splat(simd, T::zero()); R];
+        let (mut near, mut sums, mut squares) = (zeros, zeros, zeros);
+        for (near, row) in near.iter_mut().zip(rows.chunks_exact(features)) {
+            *near = sample(simd, tail, row);
         }
-        moments::near_means::<S, T, R>(simd, features, &mut samples)
-    }
-
-    /// The statistics from the partial sums.
-    #[inline(always)]
-    fn finish(&mut self, features: usize, near: Vector<S, T>, epsilon: Epsilon) {
-        let (sums, squares) = (tree(&mut self.sums), tree(&mut self.squares));
+        let near = near_means::<S, T>(simd, features, &mut near);
+        for (i, row) in rows.chunks_exact(features).enumerate() {
+            (sums[i], squares[i]) = partial_sums(simd, tail, row, near.as_slice()[i]);
+        }
+        let (sums, squares) = (tree(&mut sums), tree(&mut squares));
         let (near, sums, squares) = (near.as_slice(), sums.as_slice(), squares.as_slice());
-        let mut all_safe = true;
+        let (mut mean, mut low, mut rstd, mut all_safe) = ([T::zero(); R], [T::zero(); R], [T::zero(); R], true);
         for i in 0..R {
             let moments = Moments::of_block(features as f64, near[i], sums[i], squares[i]);
-            let Statistics { mean, low, rstd, safe } = moments.finish(epsilon);
-            self.mean[i] = mean;
-            self.low[i] = low;
-            self.rstd[i] = rstd;
-            self.safe[i] = safe;
+            let safe;
+            Statistics { mean: mean[i], low: low[i], rstd: rstd[i], safe } = moments.finish(epsilon);
             all_safe &= safe;
         }
-        self.all_safe = all_safe;
+        Self { mean, low, rstd, safe: all_safe }
     }
 
+    /// Of rows of several blocks.
     #[inline(always)]
-    fn statistics(&self, i: usize) -> Statistics<T> {
-        Statistics { mean: self.mean[i], low: self.low[i], rstd: self.rstd[i], safe: self.safe[i] }
+    fn of_long_rows<S: Simd>(simd: S, features: usize, rows: &[T], epsilon: Epsilon) -> Self {
+        let zeros = [T::zero(); R];
+        let mut group = Self { mean: zeros, low: zeros, rstd: zeros, safe: true };
+        for (i, row) in rows.chunks_exact(features).enumerate() {
+            let Statistics { mean, low, rstd, safe } = row_moments(simd, row).finish(epsilon);
+            (group.mean[i], group.low[i], group.rstd[i]) = (mean, low, rstd);
+            group.safe &= safe;
+        }
+        group
     }
-}
 
-/// Rows of several blocks, one at a time.
-#[simd]
-#[inline(never)]
-fn long_rows<S: Simd, T: Number>(
-    simd: S,
-    layer: Layer<'_, T>,
-    x: &[T],
-    y: &mut [T],
-    saved: &mut Option<SavedRows<'_, T>>,
-) {
-    let features = layer.features;
-    let mut next = row_moments(simd, &x[..features]);
-    for (row, y) in y.chunks_exact_mut(features).enumerate() {
-        let statistics = next.finish(layer.epsilon);
-        let (x, ahead) = x[row * features..].split_at(features);
-        if ahead.is_empty() {
-            normalize(simd, layer, &statistics, 0, x, y);
-        } else {
-            next = Moments::none();
-            for start in (0..features).step_by(T::BLOCK) {
-                let block = start..(start + T::BLOCK).min(features);
-                let (x, y, ahead) = (&x[block.clone()], &mut y[block.clone()], &ahead[block]);
-                let tail = Tail::new(simd, x.len());
-                let near = near_means::<S, T, 1>(simd, x.len(), &mut [sample(simd, &tail, ahead)])[0];
-                let (sum, squares) = write_and_sum(simd, &tail, layer, &statistics, start, x, y, ahead, near);
-                next = next.join(Moments::of_partial(x.len(), near, sum, squares));
-            }
-        }
-        if statistics.safe {
-            save(saved, row, &statistics, 0);
-        } else {
-            careful_row(simd, layer, x, y, saved, row);
-        }
+    /// The statistics of row `i` in every lane.
+    #[inline(always)]
+    fn splat<S: Simd>(&self, simd: S, i: usize) -> Splat<Vector<S, T>> {
+        Splat::new(simd, self.mean[i], self.low[i], self.rstd[i])
     }
 }
 
@@ -285,8 +268,10 @@ pub(crate) fn normalize<S: Simd, T: Number>(
     y: &mut [T],
 ) {
     for (block, (x, y)) in x.chunks(T::BLOCK).zip(y.chunks_mut(T::BLOCK)).enumerate() {
-        let tail = Tail::new(simd, x.len());
-        write(simd, &tail, layer, statistics, start + block * T::BLOCK, x, y);
+        let (start, len) = (start + block * T::BLOCK, x.len());
+        let affine = (layer.gain(start, len), layer.bias(start, len));
+        let row = Splat::new(simd, statistics.mean, statistics.low, statistics.rstd);
+        write(simd, &Tail::new(simd, len), affine, &[row], [x], [y]);
     }
 }
 
@@ -343,12 +328,8 @@ struct Splat<V> {
 
 impl<V> Splat<V> {
     #[inline(always)]
-    fn new<S: Simd, T: Number<Vector<S> = V>>(simd: S, statistics: &Statistics<T>) -> Self {
-        Self {
-            mean: splat(simd, statistics.mean),
-            low: splat(simd, statistics.low),
-            rstd: splat(simd, statistics.rstd),
-        }
+    fn new<S: Simd, T: Number<Vector<S> = V>>(simd: S, mean: T, low: T, rstd: T) -> Self {
+        Self { mean: splat(simd, mean), low: splat(simd, low), rstd: splat(simd, rstd) }
     }
 
     /// x̂·gain + bias
@@ -359,87 +340,48 @@ impl<V> Splat<V> {
     {
         ((x - self.mean) - self.low) * self.rstd * gain + bias
     }
-
-    /// Fills `y`.
-    #[inline(always)]
-    fn write<S: Simd>(&self, simd: S, x: &V::Array, gain: &V::Array, bias: &V::Array, y: &mut V::Array)
-    where
-        V: SimdBase<S>,
-    {
-        let load = V::load_array_ref;
-        self.affine(load(simd, x), load(simd, gain), load(simd, bias)).store_array(y);
-    }
 }
 
-/// y of a block that starts at feature `start`.
+/// Vectors of a row from which on its stores are made to meet cache lines: arrays are aligned to 16 bytes more often
+/// than not, and a store across two lines costs twice.
+const ALIGNED: usize = 12;
+
+/// y of a block of each of `P` rows.
 #[inline(always)]
-fn write<S: Simd, T: Number>(
+fn write<S: Simd, T: Number, const P: usize>(
     simd: S,
     tail: &Tail<S, T>,
-    layer: Layer<'_, T>,
-    statistics: &Statistics<T>,
-    start: usize,
-    x: &[T],
-    y: &mut [T],
+    (gain, bias): (&[T], &[T]),
+    rows: &[Splat<Vector<S, T>>; P],
+    x: [&[T]; P],
+    mut y: [&mut [T]; P],
 ) {
-    let (gain, bias) = (layer.gain(start, x.len()), layer.bias(start, x.len()));
-    let row = Splat::new(simd, statistics);
-    let arrays = T::chunks(x).0.iter().zip(T::chunks_mut(y).0);
-    for ((x, y), (gain, bias)) in arrays.zip(T::chunks(gain).0.iter().zip(T::chunks(bias).0)) {
-        row.write(simd, x, gain, bias, y);
-    }
-    write_tail(tail, &row, gain, bias, x, y);
-}
-
-/// y of a block of a row, and the partial sums of the block `ahead`.
-#[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
-fn write_and_sum<S: Simd, T: Number>(
-    simd: S,
-    tail: &Tail<S, T>,
-    layer: Layer<'_, T>,
-    statistics: &Statistics<T>,
-    start: usize,
-    x: &[T],
-    y: &mut [T],
-    ahead: &[T],
-    near: T,
-) -> (Vector<S, T>, Vector<S, T>) {
-    let (gain, bias) = (layer.gain(start, x.len()), layer.bias(start, x.len()));
-    let row = Splat::new(simd, statistics);
-    let mut partial = Partial::new(simd, near);
-    let (x_, ahead_, gain_, bias_, y_) = (vectors(x), vectors(ahead), vectors(gain), vectors(bias), vectors_mut(y));
-    let chains = x_.pairs.chunks(CARRY).zip(y_.pairs.chunks_mut(CARRY)).zip(ahead_.pairs.chunks(CARRY));
-    let affine = gain_.pairs.chunks(CARRY).zip(bias_.pairs.chunks(CARRY));
-    for (((x, y), ahead), (gain, bias)) in chains.zip(affine) {
-        for (((x, y), ahead), (gain, bias)) in x.iter().zip(y).zip(ahead).zip(gain.iter().zip(bias)) {
-            for turn in 0..TURNS {
-                partial.add(turn, load::<S, T>(simd, &ahead[turn]));
-                row.write(simd, &x[turn], &gain[turn], &bias[turn], &mut y[turn]);
-            }
+    let len = tail.len();
+    // Elements in front of the first cache line. A vector may be written twice: it does not change.
+    let front =
+        if len < ALIGNED * T::LANES { 0 } else { y[0].as_ptr().align_offset(size_of::<T::Chunk>()).min(T::LANES) };
+    if front > 0 {
+        let (gain, bias) = (load::<S, T>(simd, &T::chunks(gain).0[0]), load::<S, T>(simd, &T::chunks(bias).0[0]));
+        for r in 0..P {
+            let x = load::<S, T>(simd, &T::chunks(x[r]).0[0]);
+            rows[r].affine(x, gain, bias).store_array(&mut T::chunks_mut(y[r]).0[0]);
         }
-        partial.carry(simd);
     }
-    if let (Some(x), Some(y), Some(ahead), Some(gain), Some(bias)) = (x_.odd, y_.odd, ahead_.odd, gain_.odd, bias_.odd)
-    {
-        partial.add(0, load::<S, T>(simd, ahead));
-        row.write(simd, x, gain, bias, y);
+    let (gains, biases) = (T::chunks(&gain[front..]).0, T::chunks(&bias[front..]).0);
+    let count = gains.len();
+    let biases = &biases[..count];
+    let from = x.map(|x| &T::chunks(&x[front..]).0[..count]);
+    let to = y.each_mut().map(|y| &mut T::chunks_mut(&mut y[front..]).0[..count]);
+    for i in 0..count {
+        let (gain, bias) = (load::<S, T>(simd, &gains[i]), load::<S, T>(simd, &biases[i]));
+        for r in 0..P {
+            rows[r].affine(load::<S, T>(simd, &from[r][i]), gain, bias).store_array(&mut to[r][i]);
+        }
     }
-    write_tail(tail, &row, gain, bias, x, y);
-    partial.end(tail, ahead)
-}
-
-/// y of the tail of a block.
-#[inline(always)]
-fn write_tail<S: Simd, T: Number>(
-    tail: &Tail<S, T>,
-    row: &Splat<Vector<S, T>>,
-    gain: &[T],
-    bias: &[T],
-    x: &[T],
-    y: &mut [T],
-) {
-    if !tail.is_empty() {
-        tail.store_all(row.affine(tail.load_all(x), tail.load_all(gain), tail.load_all(bias)), y);
+    if front + count * T::LANES < len {
+        let (gain, bias) = (tail.load_all(gain), tail.load_all(bias));
+        for r in 0..P {
+            tail.store_all(rows[r].affine(tail.load_all(x[r]), gain, bias), y[r]);
+        }
     }
 }

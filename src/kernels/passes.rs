@@ -8,7 +8,7 @@ use crate::kernels::moments::Statistics;
 use crate::kernels::normalize::Layer;
 use crate::kernels::rescale::{rescale, rescued_at};
 use crate::number::{LARGEST_BLOCK, Number, Wide};
-use crate::simd::{TURNS, Tail, Turns, Vector, load, splat, tree, vectors, vectors_mut};
+use crate::simd::{TURNS, Tail, Turns, Vector, load, splat, tree, vectors};
 
 /// What forward kept of some rows, one number a row in each slice.
 #[derive(Clone, Copy, Debug)]
@@ -63,6 +63,21 @@ impl<W: Wide> Sums<W> {
     }
 }
 
+/// Column sums of at most [`CHAIN`](crate::kernels::columns::CHAIN) rows.
+#[derive(Debug)]
+pub(crate) struct Columns<'a, T> {
+    pub(crate) dgain: &'a mut [T],
+    pub(crate) dbias: &'a mut [T],
+}
+
+impl<T> Columns<'_, T> {
+    /// Those of some features.
+    #[inline(always)]
+    pub(crate) fn part(&mut self, features: Range<usize>) -> Columns<'_, T> {
+        Columns { dgain: &mut self.dgain[features.clone()], dbias: &mut self.dbias[features] }
+    }
+}
+
 /// What the first pass needs to know of a row.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Row<T> {
@@ -73,10 +88,16 @@ pub(crate) struct Row<T> {
 }
 
 impl<T: Number> Row<T> {
+    /// A row that need not be rescaled.
+    #[inline(always)]
+    pub(crate) fn new(mean: T, low: T, rstd: T) -> Self {
+        Self { mean, low, rstd, exponent: 0 }
+    }
+
     /// As forward kept it.
     #[inline(always)]
     pub(crate) fn kept(kept: &KeptRows<'_, T>, row: usize) -> Self {
-        Self { mean: kept.mean[row], low: kept.low[row], rstd: kept.rstd[row], exponent: 0 }
+        Self::new(kept.mean[row], kept.low[row], kept.rstd[row])
     }
 
     /// As forward kept it, or in units of the rescaled row where it had to be.
@@ -95,6 +116,12 @@ impl<T: Number> Row<T> {
         Self { mean, low, rstd, exponent }
     }
 
+    /// [`Row::coefficients`] of a row of several blocks.
+    #[inline(always)]
+    pub(crate) fn coefficients_of(&self, sums: Sums<T::Wide>, features: usize) -> Coefficients<T> {
+        self.coefficients(sums.q.value(), sums.qd.value(), features)
+    }
+
     /// Calls `f` with a block times the power of two, and with this row in these units.
     #[cold]
     #[inline(never)]
@@ -107,9 +134,9 @@ impl<T: Number> Row<T> {
 
     /// k and m.
     #[inline(always)]
-    pub(crate) fn coefficients(&self, sums: Sums<T::Wide>, features: usize) -> Coefficients<T> {
-        let (q, rstd): (_, f64) = (sums.q.value(), self.rstd.into());
-        let d = sums.qd.value() - self.low.into() * q;
+    pub(crate) fn coefficients(&self, q: f64, qd: f64, features: usize) -> Coefficients<T> {
+        let rstd: f64 = self.rstd.into();
+        let d = qd - self.low.into() * q;
         let n = features as f64;
         Coefficients { k: T::from_f64(q / n), m: T::from_f64(rstd * rstd * (d / n)) }
     }
@@ -171,13 +198,6 @@ pub(crate) struct Read<'a, T> {
     pub(crate) dy: &'a [T],
 }
 
-/// A block of a row to be written, and the columns it is added to.
-pub(crate) struct Write<'a, T> {
-    pub(crate) dx: &'a mut [T],
-    pub(crate) dgain: &'a mut [T],
-    pub(crate) dbias: &'a mut [T],
-}
-
 /// What the first pass needs of a row, in every lane.
 #[derive(Clone, Copy)]
 struct First<V> {
@@ -221,51 +241,56 @@ impl<V: Copy> Second<V> {
         let p = dy * self.rstd;
         ((gain * p - self.k) - d * self.m, p * d)
     }
+}
 
-    /// Fills `dx`, adds to the columns.
-    #[inline(always)]
-    #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
-    fn step<S: Simd>(
-        &self,
-        simd: S,
-        gain: V,
-        x: &V::Array,
-        dy: &V::Array,
-        dx: &mut V::Array,
-        dgain: &mut V::Array,
-        dbias: &mut V::Array,
-    ) where
-        V: SimdBase<S>,
+/// The second pass over a block of each of `P` rows.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
+pub(crate) fn gradients<S: Simd, T: Number, const P: usize>(
+    simd: S,
+    tail: &Tail<S, T>,
+    gain: &[T],
+    rows: &[Second<Vector<S, T>>; P],
+    x: [&[T]; P],
+    dy: [&[T]; P],
+    mut dx: [&mut [T]; P],
+    columns: &mut Columns<'_, T>,
+) {
+    let Columns { dgain, dbias } = columns;
+    let gains = T::chunks(gain).0;
+    let count = gains.len();
     {
-        let load = V::load_array_ref;
-        let dy = load(simd, dy);
-        let (result, pd) = self.gradients(gain, load(simd, x), dy);
-        result.store_array(dx);
-        (load(simd, dgain) + pd).store_array(dgain);
-        (load(simd, dbias) + dy).store_array(dbias);
-    }
-
-    /// [`Second::step`] for the tail of a block.
-    #[inline(always)]
-    fn step_tail<S: Simd, T: Number<Vector<S> = V>>(
-        &self,
-        simd: S,
-        tail: &Tail<S, T>,
-        read: &Read<'_, T>,
-        write: &mut Write<'_, T>,
-    ) where
-        V: SimdBase<S>,
-    {
-        if tail.is_empty() {
-            return;
+        let (dgains, dbiases) = (&mut T::chunks_mut(dgain).0[..count], &mut T::chunks_mut(dbias).0[..count]);
+        let (x, dy) = (x.map(|x| &T::chunks(x).0[..count]), dy.map(|dy| &T::chunks(dy).0[..count]));
+        let dx = dx.each_mut().map(|dx| &mut T::chunks_mut(dx).0[..count]);
+        for i in 0..count {
+            let gain = load::<S, T>(simd, &gains[i]);
+            let (mut dgain, mut dbias) = (load::<S, T>(simd, &dgains[i]), load::<S, T>(simd, &dbiases[i]));
+            for r in 0..P {
+                let dy = load::<S, T>(simd, &dy[r][i]);
+                let (result, pd) = rows[r].gradients(gain, load::<S, T>(simd, &x[r][i]), dy);
+                result.store_array(&mut dx[r][i]);
+                dgain += pd;
+                dbias += dy;
+            }
+            dgain.store_array(&mut dgains[i]);
+            dbias.store_array(&mut dbiases[i]);
         }
-        let zero = splat(simd, T::zero());
-        let dy = tail.load_all(read.dy);
-        let (result, pd) = self.gradients(tail.load_all(read.gain), tail.load_all(read.x), dy);
-        tail.store_all(result, write.dx);
-        tail.store_all(tail.load_all(write.dgain) + tail.keep(pd, zero), write.dgain);
-        tail.store_all(tail.load_all(write.dbias) + tail.keep(dy, zero), write.dbias);
     }
+    if tail.is_empty() {
+        return;
+    }
+    let zero = splat(simd, T::zero());
+    let (mut dgains, mut dbiases) = (tail.load_all(dgain), tail.load_all(dbias));
+    for r in 0..P {
+        let dy = tail.load_all(dy[r]);
+        let (result, pd) = rows[r].gradients(tail.load_all(gain), tail.load_all(x[r]), dy);
+        tail.store_all(result, dx[r]);
+        dgains += tail.keep(pd, zero);
+        dbiases += tail.keep(dy, zero);
+    }
+    tail.store_all(dgains, dgain);
+    tail.store_all(dbiases, dbias);
 }
 
 /// The first pass over a block.
@@ -287,57 +312,4 @@ pub(crate) fn partial_sums<S: Simd, T: Number>(
         partial.add(0, load::<S, T>(simd, gain), load::<S, T>(simd, x), load::<S, T>(simd, dy));
     }
     partial.end(simd, tail, block)
-}
-
-/// The second pass over a block.
-#[inline(always)]
-pub(crate) fn gradients<S: Simd, T: Number>(
-    simd: S,
-    tail: &Tail<S, T>,
-    row: &Second<Vector<S, T>>,
-    read: &Read<'_, T>,
-    mut write: Write<'_, T>,
-) {
-    let arrays = T::chunks(read.x).0.iter().zip(T::chunks(read.dy).0).zip(T::chunks_mut(write.dx).0);
-    let columns = T::chunks_mut(write.dgain).0.iter_mut().zip(T::chunks_mut(write.dbias).0);
-    for (((x, dy), dx), (gain, (dgain, dbias))) in arrays.zip(T::chunks(read.gain).0.iter().zip(columns)) {
-        row.step(simd, load::<S, T>(simd, gain), x, dy, dx, dgain, dbias);
-    }
-    row.step_tail(simd, tail, read, &mut write);
-}
-
-/// The second pass over a block of one row, and the first over a block `ahead`, of the row `next`.
-#[inline(always)]
-pub(crate) fn gradients_and_sums<S: Simd, T: Number>(
-    simd: S,
-    tail: &Tail<S, T>,
-    row: &Second<Vector<S, T>>,
-    read: &Read<'_, T>,
-    mut write: Write<'_, T>,
-    next: &Row<T>,
-    ahead: &Read<'_, T>,
-) -> (Vector<S, T>, Vector<S, T>) {
-    let mut partial = Partial::new(simd, next);
-    let (gain_, x_, dy_, dx_) = (vectors(read.gain), vectors(read.x), vectors(read.dy), vectors_mut(write.dx));
-    let (dgain_, dbias_) = (vectors_mut(write.dgain), vectors_mut(write.dbias));
-    let (x_ahead, dy_ahead) = (vectors(ahead.x), vectors(ahead.dy));
-    let arrays = x_.pairs.iter().zip(dy_.pairs).zip(dx_.pairs).zip(x_ahead.pairs.iter().zip(dy_ahead.pairs));
-    let columns = gain_.pairs.iter().zip(dgain_.pairs.iter_mut().zip(dbias_.pairs));
-    for ((((x, dy), dx), (x_ahead, dy_ahead)), (gain, (dgain, dbias))) in arrays.zip(columns) {
-        for t in 0..TURNS {
-            let gain = load::<S, T>(simd, &gain[t]);
-            partial.add(t, gain, load::<S, T>(simd, &x_ahead[t]), load::<S, T>(simd, &dy_ahead[t]));
-            row.step(simd, gain, &x[t], &dy[t], &mut dx[t], &mut dgain[t], &mut dbias[t]);
-        }
-    }
-    if let (Some(gain), Some(x), Some(dy), Some(dx)) = (gain_.odd, x_.odd, dy_.odd, dx_.odd)
-        && let (Some(dgain), Some(dbias)) = (dgain_.odd, dbias_.odd)
-        && let (Some(x_ahead), Some(dy_ahead)) = (x_ahead.odd, dy_ahead.odd)
-    {
-        let gain = load::<S, T>(simd, gain);
-        partial.add(0, gain, load::<S, T>(simd, x_ahead), load::<S, T>(simd, dy_ahead));
-        row.step(simd, gain, x, dy, dx, dgain, dbias);
-    }
-    row.step_tail(simd, tail, read, &mut write);
-    partial.end(simd, tail, ahead)
 }
