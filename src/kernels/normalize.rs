@@ -367,8 +367,12 @@ fn write<S: Simd, T: Number, const P: usize>(
     let to = y.each_mut().map(|y| &mut T::chunks_mut(&mut y[front..]).0[..count]);
     for i in 0..count {
         let (gain, bias) = (load::<S, T>(simd, &gains[i]), load::<S, T>(simd, &biases[i]));
+        let mut result = [gain; P];
         for r in 0..P {
-            rows[r].affine(load::<S, T>(simd, &from[r][i]), gain, bias).store_array(&mut to[r][i]);
+            result[r] = rows[r].affine(load::<S, T>(simd, &from[r][i]), gain, bias);
+        }
+        for r in 0..P {
+            result[r].store_array(&mut to[r][i]);
         }
     }
     if front + count * T::LANES < tail.len() {
