@@ -110,7 +110,7 @@ pub(crate) fn forward<S: Simd, T: Number>(
     let vectors = layer.features.div_ceil(T::LANES);
     // Narrow registers do not hold two rows, and the scalar fallback takes minutes to compile them.
     let narrow = const { S::f32s::LEN < 8 };
-    let done = if narrow || streams && vectors > 4 && layer.features <= T::BLOCK {
+    let done = if narrow || streams && vectors >= 8 && layer.features <= T::BLOCK {
         // Memory sets the pace, and it is fastest where each row is read and written before the next.
         0
     } else if vectors <= 8 {
