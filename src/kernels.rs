@@ -25,7 +25,7 @@ pub(crate) mod normalize;
 pub(crate) mod passes;
 pub(crate) mod rescale;
 
-use moments::{Epsilon, Moments};
+use moments::{Moments, Spread};
 use normalize::{Layer, SavedRows};
 use passes::{Coefficients, Columns, KeptRows, Row};
 use rescale::Rescaled;
@@ -49,10 +49,10 @@ pub trait Kernels: Number {
     fn normalize(level: Level, layer: Layer<'_, Self>, row: &Rescaled<Self>, start: usize, x: &[Self], y: &mut [Self]);
 
     /// [`moments::block_moments`]
-    fn block_moments(level: Level, block: &[Self]) -> Moments<Self>;
+    fn block_moments(level: Level, spread: Spread, block: &[Self]) -> Moments<Self>;
 
     /// [`rescale::rescued`]
-    fn rescued(level: Level, row: &[Self], epsilon: Epsilon) -> Rescaled<Self>;
+    fn rescued(level: Level, row: &[Self], spread: Spread) -> Rescaled<Self>;
 
     /// [`backward::backward`]
     #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
@@ -125,12 +125,12 @@ macro_rules! compile {
                 }
             }
 
-            fn block_moments(level: Level, block: &[Self]) -> Moments<Self> {
-                dispatch!(level, simd => moments::block_moments(simd, block))
+            fn block_moments(level: Level, spread: Spread, block: &[Self]) -> Moments<Self> {
+                dispatch!(level, simd => moments::block_moments(simd, spread, block))
             }
 
-            fn rescued(level: Level, row: &[Self], epsilon: Epsilon) -> Rescaled<Self> {
-                dispatch!(level, simd => rescale::rescued(simd, row, epsilon))
+            fn rescued(level: Level, row: &[Self], spread: Spread) -> Rescaled<Self> {
+                dispatch!(level, simd => rescale::rescued(simd, row, spread))
             }
 
             fn backward(

@@ -19,7 +19,7 @@ pub mod grad_check;
 pub use element::Element;
 pub use error::{Error, Result};
 pub use ndarray;
-pub use norm::{LayerNorm, Saved};
+pub use norm::{LayerNorm, RmsNorm, RmsSaved, Saved};
 pub use params::{Affine, Parameters};
 
 /// The instruction set this process runs on: `avx512`, `avx2`, `sse4.2`, `sse2`, `neon`, `wasm` or `fallback`.

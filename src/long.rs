@@ -50,7 +50,7 @@ pub(crate) fn forward<T: Element>(
         parallel::lend_wide::<T, _>(2 * blocks.count * rows.len(), |sums| {
             parallel::fill(sums, 2, size_of_val(x), |index, sums| {
                 let block = &x[blocks.in_rows(index)];
-                sums.copy_from_slice(&T::block_moments(level, block).to_wide());
+                sums.copy_from_slice(&T::block_moments(level, layer.spread, block).to_wide());
             });
             for (i, row) in rows.iter_mut().enumerate() {
                 let mut moments = Moments::none();
@@ -58,10 +58,10 @@ pub(crate) fn forward<T: Element>(
                     let sums = &sums[2 * (i * blocks.count + block)..][..2];
                     moments = moments.join(Moments::from_wide(blocks.columns(block).len(), [sums[0], sums[1]]));
                 }
-                row.statistics = moments.finish(layer.epsilon);
+                row.statistics = moments.finish(layer.spread);
                 if !row.statistics.safe {
                     let x = &x[i * features..][..features];
-                    *row = T::rescued(level, x, layer.epsilon);
+                    *row = T::rescued(level, x, layer.spread);
                 }
                 if let Some(saved) = &mut saved {
                     saved.set(i, &row.in_units_of_row(), row.exponent);
@@ -194,7 +194,7 @@ pub(crate) fn backward<T: Element>(
             for (i, (row, coefficients)) in rows.iter_mut().enumerate() {
                 let of_blocks = sums.iter().skip(i).step_by(x.len() / features);
                 let total = of_blocks.fold(Sums::default(), |sum, &next| sum.join(Sums::from_wide(next)));
-                *coefficients = row.coefficients_of(total, features);
+                *coefficients = row.coefficients_of(total, &layer);
             }
             let dx = ArrayViewMut2::from_shape((rows.len(), features), dx).expect("dx has the elements of its rows");
             parallel::run(WriteGradient { level, layer, rows, x, dy, dx, columns: 0..features }, 3 * size_of_val(x));

@@ -385,7 +385,7 @@ mod tests {
     use ndarray::Array2;
 
     use super::*;
-    use crate::kernels::moments::Epsilon;
+    use crate::kernels::moments::Spread;
     use crate::simd;
 
     const ROWS: usize = 5000;
@@ -397,7 +397,7 @@ mod tests {
         let mut x = Array2::from_shape_fn((ROWS, FEATURES), |(i, j)| number(i, j, 31));
         x.row_mut(70).mapv_inplace(|x| x * 1e30);
         let dy = Array2::from_shape_fn((ROWS, FEATURES), |(i, j)| number(i, j, 37) - 1.0);
-        let layer = Layer { features: FEATURES, gain: None, bias: None, epsilon: Epsilon::new(1e-5) };
+        let layer = Layer { features: FEATURES, gain: None, bias: None, spread: Spread::about_mean(1e-5) };
         let call = Call { level: simd::level(), layer, trailing: 1 };
 
         let (mut y, mut dx) = (x.clone(), x.clone());

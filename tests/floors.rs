@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 /// From the ground up.
-const FLOORS: [&[&str]; 13] = [
+const FLOORS: [&[&str]; 14] = [
     &["error", "number"],
     &["simd", "parallel", "tiles"],
     &["kernels/moments", "kernels/columns"],
@@ -17,7 +17,8 @@ const FLOORS: [&[&str]; 13] = [
     &["params"],
     &["long"],
     &["rows"],
-    &["norm/layer_norm"],
+    &["norm/row_norm"],
+    &["norm/layer_norm", "norm/rms_norm"],
 ];
 
 /// Beside the floors: they know the words of the ground and the layers on top, no machine and no kernel.

@@ -16,7 +16,8 @@
 //!
 //! Q and D are sums as in [`moments`](super::moments): turns and tree in a block, blocks joined in order, wide. d is
 //! computed again, not stored: two subtractions cost less than a load and a store. rstd goes into q, so that dx needs
-//! no multiplication of its own, and k has the rounding of q: of one feature, q − k is 0.
+//! no multiplication of its own, and k has the rounding of q: of one feature, q − k is 0. Where the spread is about 0,
+//! mean and k are 0.
 //!
 //! The columns belong to the first pass: each pass then stores to few places at a time (P rows of x and dy and three
 //! arrays of columns there, two rows of x, dy and dx here), so that rows of 4096 bytes do not push each other out of L1.
@@ -106,7 +107,7 @@ fn groups<S: Simd, T: Number, const R: usize, const P: usize>(
     for ((first, (x, dy)), dx) in rows.step_by(R).zip(inputs).zip(dx[at].chunks_exact_mut(R * features)) {
         let mut group = Group::<T, R>::new(kept, first);
         if features <= T::BLOCK {
-            group.sum_blocks::<S, P>(simd, &tail, gain, x, dy, columns);
+            group.sum_blocks::<S, P>(simd, &tail, layer, x, dy, columns);
             group.write(simd, &tail, gain, features, 0, x, dy, dx);
         } else {
             group.sum_long_rows::<S, P>(simd, layer, x, dy, columns);
@@ -160,12 +161,13 @@ impl<T: Number, const R: usize> Group<T, R> {
         &mut self,
         simd: S,
         tail: &Tail<S, T>,
-        gain: &[T],
+        layer: &Layer<'_, T>,
         x: &[T],
         dy: &[T],
         columns: &mut Columns<'_, T>,
     ) {
-        let features = tail.len();
+        let features = layer.features;
+        let gain = layer.gain(0, features);
         let zeros = [splat(simd, T::zero()); R];
         let (mut q, mut qd) = (zeros, zeros);
         for (i, (x, dy)) in x.chunks_exact(P * features).zip(dy.chunks_exact(P * features)).enumerate() {
@@ -178,7 +180,7 @@ impl<T: Number, const R: usize> Group<T, R> {
         let (q, qd) = (tree(&mut q), tree(&mut qd));
         let (q, qd) = (q.as_slice(), qd.as_slice());
         for i in 0..R {
-            Coefficients { k: self.k[i], m: self.m[i] } = self.row(i).coefficients(q[i].into(), qd[i].into(), features);
+            Coefficients { k: self.k[i], m: self.m[i] } = self.row(i).coefficients(q[i].into(), qd[i].into(), layer);
         }
     }
 
@@ -206,8 +208,7 @@ impl<T: Number, const R: usize> Group<T, R> {
                 }
             }
             for r in 0..P {
-                Coefficients { k: self.k[i * P + r], m: self.m[i * P + r] } =
-                    rows[r].coefficients_of(total[r], features);
+                Coefficients { k: self.k[i * P + r], m: self.m[i * P + r] } = rows[r].coefficients_of(total[r], layer);
             }
         }
     }
@@ -279,7 +280,7 @@ fn careful_row<S: Simd, T: Number>(
         let columns = &mut columns.part(at.clone());
         sums = sums.join(row_sums(simd, layer, &row, start, &x[at.clone()], &dy[at], columns));
     }
-    write_row(simd, layer, &row, &row.coefficients_of(sums, layer.features), 0, x, dy, dx);
+    write_row(simd, layer, &row, &row.coefficients_of(sums, layer), 0, x, dy, dx);
 }
 
 /// The first pass over a block of a row that starts at feature `start`.

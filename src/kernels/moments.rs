@@ -21,6 +21,8 @@
 //! chain); chains are added in order, then the turns, then the tree. The sample is the start of the block because that
 //! is there: elsewhere it would wait for memory.
 //!
+//! A [`Spread`] about 0 takes 0 for h and for s: M = q, and μ is 0.
+//!
 //! Why: Σx² − n·μ² has no digit left where μ is large beside σ; about an h within σ/2 of μ it loses a third of a bit
 //! at most. A pass for the mean and one for the squares about it would do the same and read the block twice. The mean
 //! is never rounded to one element: at μ = 1000σ that alone would cost three digits of y.
@@ -47,25 +49,34 @@ pub(crate) struct Statistics<T> {
     pub(crate) safe: bool,
 }
 
-/// ε, and between which variances it makes the squares of a row trustworthy.
+/// How the spread of a row is taken: about what, with which ε, and between which squares a row's own are trustworthy.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Epsilon {
+pub(crate) struct Spread {
+    /// About the mean; otherwise about 0, which then takes the place of μ.
+    pub(crate) centred: bool,
     pub(crate) eps: f64,
     lowest: f64,
     highest: f64,
 }
 
-impl Epsilon {
-    /// Squares that underflow do not matter beside an `eps` that is not tiny itself.
-    pub(crate) fn new<T: Number>(eps: T) -> Self {
+impl Spread {
+    /// σ² + ε, about the mean.
+    pub(crate) fn about_mean<T: Number>(eps: T) -> Self {
+        // Squares that underflow do not matter beside an ε that is not tiny itself.
         let (eps, tiny) = (eps.into(), power_of_two(-T::SAFE));
-        Self { eps, lowest: if eps < tiny { tiny } else { 0.0 }, highest: power_of_two(T::SAFE) }
+        let lowest = if eps < tiny { tiny } else { 0.0 };
+        Self { centred: true, eps, lowest, highest: power_of_two(T::SAFE) }
+    }
+
+    /// Σx²/n + ε.
+    pub(crate) fn about_zero<T: Number>(eps: T) -> Self {
+        Self { centred: false, ..Self::about_mean(eps) }
     }
 
     /// ε of a row that was multiplied by 2^-`exponent`.
     pub(crate) fn rescaled(self, exponent: i32) -> Self {
         let eps = times_power_of_two(times_power_of_two(self.eps, -exponent), -exponent);
-        Self { eps, lowest: 0.0, highest: f64::INFINITY }
+        Self { eps, lowest: 0.0, highest: f64::INFINITY, ..self }
     }
 }
 
@@ -93,8 +104,8 @@ impl<T: Number> Statistics<T> {
     }
 
     /// Of a row whose elements are all the same.
-    pub(crate) fn constant(x: T, epsilon: Epsilon) -> Self {
-        Self { mean: x, rstd: T::from_f64(rstd(epsilon.eps)), ..Self::none() }
+    pub(crate) fn constant(x: T, spread: Spread) -> Self {
+        Self { mean: x, rstd: T::from_f64(rstd(spread.eps)), ..Self::none() }
     }
 }
 
@@ -128,12 +139,6 @@ impl<T: Number> Moments<T> {
         Self { count, mean: wide().add(near.into()).add(delta), squares: wide().add(squares), near: is_near }
     }
 
-    /// From h and the partial sums of a block of `len` elements.
-    #[inline(always)]
-    pub(crate) fn of_partial<S: Simd>(len: usize, near: T, sum: Vector<S, T>, squares: Vector<S, T>) -> Self {
-        Self::of_block(len as f64, near, tree(&mut [sum])[0], tree(&mut [squares])[0])
-    }
-
     /// With those of the elements that follow.
     #[inline(always)]
     pub(crate) fn join(self, next: Self) -> Self {
@@ -151,11 +156,11 @@ impl<T: Number> Moments<T> {
     }
 
     #[inline(always)]
-    pub(crate) fn finish(self, epsilon: Epsilon) -> Statistics<T> {
+    pub(crate) fn finish(self, spread: Spread) -> Statistics<T> {
         let variance = self.squares.value() / self.count;
-        let rstd = 1.0 / (variance + epsilon.eps).sqrt();
+        let rstd = 1.0 / (variance + spread.eps).sqrt();
         let (mean, low) = T::split(self.mean);
-        let safe = self.near & (variance >= epsilon.lowest) & (variance <= epsilon.highest);
+        let safe = self.near & (variance >= spread.lowest) & (variance <= spread.highest);
         Statistics { mean, low, rstd: T::from_f64(rstd), safe }
     }
 }
@@ -262,15 +267,19 @@ pub(crate) fn partial_sums<S: Simd, T: Number>(
 
 /// The moments of a block about `near`.
 #[inline(always)]
-pub(crate) fn moments_about<S: Simd, T: Number>(simd: S, tail: &Tail<S, T>, block: &[T], near: T) -> Moments<T> {
+fn moments_about<S: Simd, T: Number>(simd: S, tail: &Tail<S, T>, block: &[T], near: T) -> Moments<T> {
     let (sum, squares) = partial_sums(simd, tail, block, near);
-    Moments::of_partial(block.len(), near, sum, squares)
+    Moments::of_block(block.len() as f64, near, tree(&mut [sum])[0], tree(&mut [squares])[0])
 }
 
 /// The moments of a block, whatever its sample is worth.
 #[simd]
-pub(crate) fn block_moments<S: Simd, T: Number>(simd: S, block: &[T]) -> Moments<T> {
+pub(crate) fn block_moments<S: Simd, T: Number>(simd: S, spread: Spread, block: &[T]) -> Moments<T> {
     let tail = Tail::new(simd, block.len());
+    if !spread.centred {
+        let (_, squares) = partial_sums(simd, &tail, block, T::zero());
+        return Moments::of_block(block.len() as f64, T::zero(), T::zero(), tree(&mut [squares])[0]);
+    }
     let near = near_means::<S, T>(simd, block.len(), &mut [sample(simd, &tail, block)])[0];
     let first = moments_about(simd, &tail, block, near);
     if first.near {
@@ -281,10 +290,10 @@ pub(crate) fn block_moments<S: Simd, T: Number>(simd: S, block: &[T]) -> Moments
 
 /// The moments of a row of any length.
 #[simd]
-pub(crate) fn row_moments<S: Simd, T: Number>(simd: S, row: &[T]) -> Moments<T> {
+pub(crate) fn row_moments<S: Simd, T: Number>(simd: S, spread: Spread, row: &[T]) -> Moments<T> {
     let mut moments = Moments::none();
     for block in row.chunks(T::BLOCK) {
-        moments = moments.join(block_moments(simd, block));
+        moments = moments.join(block_moments(simd, spread, block));
     }
     moments
 }

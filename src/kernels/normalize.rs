@@ -18,7 +18,7 @@ use std::ops::Range;
 use fearless_simd::{Simd, SimdBase};
 use fearless_simd_macros::simd;
 
-use crate::kernels::moments::{Epsilon, Moments, Statistics, near_means, partial_sums, row_moments, sample};
+use crate::kernels::moments::{Moments, Spread, Statistics, near_means, partial_sums, row_moments, sample};
 use crate::kernels::rescale::{Rescaled, rescale, rescued};
 use crate::number::{LARGEST_BLOCK, Number};
 use crate::simd::{Tail, Vector, front, load, splat, tree};
@@ -29,7 +29,7 @@ pub(crate) struct Layer<'a, T> {
     pub(crate) features: usize,
     pub(crate) gain: Option<&'a [T]>,
     pub(crate) bias: Option<&'a [T]>,
-    pub(crate) epsilon: Epsilon,
+    pub(crate) spread: Spread,
 }
 
 impl<'a, T: Number> Layer<'a, T> {
@@ -133,7 +133,7 @@ fn groups<S: Simd, T: Number, const R: usize>(
     saved: &mut Option<SavedRows<'_, T>>,
     rows: Range<usize>,
 ) -> usize {
-    let Layer { features, epsilon, .. } = layer;
+    let Layer { features, spread, .. } = layer;
     let end = rows.end;
     let at = rows.start * features..end * features;
     let tail = Tail::new(simd, features.min(T::BLOCK));
@@ -141,9 +141,9 @@ fn groups<S: Simd, T: Number, const R: usize>(
     let groups = x[at.clone()].chunks_exact(R * features).zip(y[at].chunks_exact_mut(R * features));
     for (first, (x, y)) in rows.step_by(R).zip(groups) {
         let group = if features <= T::BLOCK {
-            Group::<T, R>::of_blocks(simd, &tail, x, epsilon)
+            Group::<T, R>::of_blocks(simd, &tail, x, spread)
         } else {
-            Group::of_long_rows(simd, features, x, epsilon)
+            Group::of_long_rows(simd, features, x, spread)
         };
         if features <= TILE * T::LANES {
             write_group(simd, &tail, affine, &group, features, 0, x, y);
@@ -207,24 +207,29 @@ struct Group<T, const R: usize> {
 impl<T: Number, const R: usize> Group<T, R> {
     /// Of rows of one block.
     #[inline(always)]
-    fn of_blocks<S: Simd>(simd: S, tail: &Tail<S, T>, rows: &[T], epsilon: Epsilon) -> Self {
+    fn of_blocks<S: Simd>(simd: S, tail: &Tail<S, T>, rows: &[T], spread: Spread) -> Self {
         let features = tail.len();
         let zeros = [splat(simd, T::zero()); R];
         let (mut near, mut sums, mut squares) = (zeros, zeros, zeros);
-        for (near, row) in near.iter_mut().zip(rows.chunks_exact(features)) {
-            *near = sample(simd, tail, row);
-        }
-        let near = near_means::<S, T>(simd, features, &mut near);
+        let near = if spread.centred {
+            for (near, row) in near.iter_mut().zip(rows.chunks_exact(features)) {
+                *near = sample(simd, tail, row);
+            }
+            near_means::<S, T>(simd, features, &mut near)
+        } else {
+            near[0]
+        };
         for (i, row) in rows.chunks_exact(features).enumerate() {
             (sums[i], squares[i]) = partial_sums(simd, tail, row, near.as_slice()[i]);
         }
-        let (sums, squares) = (tree(&mut sums), tree(&mut squares));
+        let sums = if spread.centred { tree(&mut sums) } else { zeros[0] };
+        let squares = tree(&mut squares);
         let (near, sums, squares) = (near.as_slice(), sums.as_slice(), squares.as_slice());
         let (mut mean, mut low, mut rstd, mut all_safe) = ([T::zero(); R], [T::zero(); R], [T::zero(); R], true);
         for i in 0..R {
             let moments = Moments::of_block(features as f64, near[i], sums[i], squares[i]);
             let safe;
-            Statistics { mean: mean[i], low: low[i], rstd: rstd[i], safe } = moments.finish(epsilon);
+            Statistics { mean: mean[i], low: low[i], rstd: rstd[i], safe } = moments.finish(spread);
             all_safe &= safe;
         }
         Self { mean, low, rstd, safe: all_safe }
@@ -232,11 +237,11 @@ impl<T: Number, const R: usize> Group<T, R> {
 
     /// Of rows of several blocks.
     #[inline(always)]
-    fn of_long_rows<S: Simd>(simd: S, features: usize, rows: &[T], epsilon: Epsilon) -> Self {
+    fn of_long_rows<S: Simd>(simd: S, features: usize, rows: &[T], spread: Spread) -> Self {
         let zeros = [T::zero(); R];
         let mut group = Self { mean: zeros, low: zeros, rstd: zeros, safe: true };
         for (i, row) in rows.chunks_exact(features).enumerate() {
-            let Statistics { mean, low, rstd, safe } = row_moments(simd, row).finish(epsilon);
+            let Statistics { mean, low, rstd, safe } = row_moments(simd, spread, row).finish(spread);
             (group.mean[i], group.low[i], group.rstd[i]) = (mean, low, rstd);
             group.safe &= safe;
         }
@@ -287,12 +292,12 @@ fn careful_row<S: Simd, T: Number>(
     saved: &mut Option<SavedRows<'_, T>>,
     row: usize,
 ) {
-    let statistics = row_moments(simd, x).finish(layer.epsilon);
+    let statistics = row_moments(simd, layer.spread, x).finish(layer.spread);
     if statistics.safe {
         normalize(simd, layer, &statistics, 0, x, y);
         save(saved, row, &statistics, 0);
     } else {
-        let rescued = rescued(simd, x, layer.epsilon);
+        let rescued = rescued(simd, x, layer.spread);
         normalize_rescaled(simd, layer, &rescued, 0, x, y);
         save(saved, row, &rescued.in_units_of_row(), rescued.exponent);
     }

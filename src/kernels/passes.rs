@@ -112,14 +112,14 @@ impl<T: Number> Row<T> {
         if exponent == 0 {
             return Self::kept(kept, row);
         }
-        let Statistics { mean, low, rstd, .. } = rescued_at(simd, x, layer.epsilon, exponent).statistics;
+        let Statistics { mean, low, rstd, .. } = rescued_at(simd, x, layer.spread, exponent).statistics;
         Self { mean, low, rstd, exponent }
     }
 
     /// [`Row::coefficients`] of a row of several blocks.
     #[inline(always)]
-    pub(crate) fn coefficients_of(&self, sums: Sums<T::Wide>, features: usize) -> Coefficients<T> {
-        self.coefficients(sums.q.value(), sums.qd.value(), features)
+    pub(crate) fn coefficients_of(&self, sums: Sums<T::Wide>, layer: &Layer<'_, T>) -> Coefficients<T> {
+        self.coefficients(sums.q.value(), sums.qd.value(), layer)
     }
 
     /// Calls `f` with a block times the power of two, and with this row in these units.
@@ -134,11 +134,12 @@ impl<T: Number> Row<T> {
 
     /// k and m.
     #[inline(always)]
-    pub(crate) fn coefficients(&self, q: f64, qd: f64, features: usize) -> Coefficients<T> {
+    pub(crate) fn coefficients(&self, q: f64, qd: f64, layer: &Layer<'_, T>) -> Coefficients<T> {
         let rstd: f64 = self.rstd.into();
         let d = qd - self.low.into() * q;
-        let n = features as f64;
-        Coefficients { k: T::from_f64(q / n), m: T::from_f64(rstd * rstd * (d / n)) }
+        let n = layer.features as f64;
+        let k = if layer.spread.centred { q / n } else { 0.0 };
+        Coefficients { k: T::from_f64(k), m: T::from_f64(rstd * rstd * (d / n)) }
     }
 }
 

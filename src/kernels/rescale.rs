@@ -13,7 +13,7 @@ use fearless_simd::Simd;
 use fearless_simd_macros::simd;
 use num_traits::Float;
 
-use crate::kernels::moments::{Epsilon, Moments, Statistics, block_moments};
+use crate::kernels::moments::{Moments, Spread, Statistics, block_moments};
 use crate::number::{LARGEST_BLOCK, Number, times_power_of_two};
 
 /// A row times 2^-exponent.
@@ -65,30 +65,30 @@ pub(crate) fn rescale<T: Number>(x: &[T], exponent: i32, out: &mut [T]) {
 /// The statistics of a row of any length and scale: NaN if one of its elements is not finite.
 #[simd]
 #[cold]
-pub(crate) fn rescued<S: Simd, T: Number>(simd: S, row: &[T], epsilon: Epsilon) -> Rescaled<T> {
+pub(crate) fn rescued<S: Simd, T: Number>(simd: S, row: &[T], spread: Spread) -> Rescaled<T> {
     let Some(largest) = largest(row) else {
         let nan = T::nan();
         return Rescaled { exponent: 0, statistics: Statistics { mean: nan, low: nan, rstd: nan, safe: true } };
     };
-    if row.iter().all(|&x| x == row[0]) {
+    if largest == T::zero() || spread.centred && row.iter().all(|&x| x == row[0]) {
         // In its own units: in others ε would leave the range of numbers.
-        return Rescaled { exponent: 0, statistics: Statistics::constant(row[0], epsilon) };
+        return Rescaled { exponent: 0, statistics: Statistics::constant(row[0], spread) };
     }
     let exponent = floor_log2(largest);
-    let exponent = if epsilon.eps == 0.0 { exponent } else { exponent.max(floor_log2(epsilon.eps) / 2) };
-    rescued_at(simd, row, epsilon, exponent)
+    let exponent = if spread.eps == 0.0 { exponent } else { exponent.max(floor_log2(spread.eps) / 2) };
+    rescued_at(simd, row, spread, exponent)
 }
 
 /// The statistics of a row whose exponent is known.
 #[simd]
 #[cold]
-pub(crate) fn rescued_at<S: Simd, T: Number>(simd: S, row: &[T], epsilon: Epsilon, exponent: i32) -> Rescaled<T> {
+pub(crate) fn rescued_at<S: Simd, T: Number>(simd: S, row: &[T], spread: Spread, exponent: i32) -> Rescaled<T> {
     let mut scaled = [T::zero(); LARGEST_BLOCK];
     let mut moments = Moments::none();
     for block in row.chunks(T::BLOCK) {
         let scaled = &mut scaled[..block.len()];
         rescale(block, exponent, scaled);
-        moments = moments.join(block_moments(simd, scaled));
+        moments = moments.join(block_moments(simd, spread, scaled));
     }
-    Rescaled { exponent, statistics: moments.finish(epsilon.rescaled(exponent)) }
+    Rescaled { exponent, statistics: moments.finish(spread.rescaled(exponent)) }
 }

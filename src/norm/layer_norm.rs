@@ -1,17 +1,12 @@
 //! The layer of the paper.
 
-use fearless_simd::Level;
-use ndarray::{Array, ArrayD, ArrayRef, ArrayView1, ArrayViewD, ArrayViewMutD, Dimension, IntoDimension};
+use ndarray::{Array, ArrayRef, ArrayViewD, ArrayViewMutD, Dimension, IntoDimension};
 
 use crate::element::Element;
-use crate::error::{Error, Result};
-use crate::kernels::columns::Gradient;
-use crate::kernels::moments::Epsilon;
-use crate::kernels::normalize::{Layer, SavedRows};
-use crate::kernels::passes::KeptRows;
+use crate::error::Result;
+use crate::kernels::moments::Spread;
+use crate::norm::row_norm::{RowNorm, Saved};
 use crate::params::{Affine, Parameters};
-use crate::rows::{self, Call};
-use crate::simd;
 
 /// Layer normalization over the trailing axes.
 ///
@@ -57,10 +52,7 @@ use crate::simd;
 /// ```
 #[derive(Clone, Debug)]
 pub struct LayerNorm<T> {
-    shape: Vec<usize>,
-    affine: Affine<T>,
-    eps: T,
-    level: Level,
+    rows: RowNorm<T>,
 }
 
 impl<T: Element> LayerNorm<T> {
@@ -75,9 +67,7 @@ impl<T: Element> LayerNorm<T> {
     /// assert_eq!(LayerNorm::<f64>::new([3, 32, 32]).shape(), [3, 32, 32]);
     /// ```
     pub fn new(normalized_shape: impl IntoDimension) -> Self {
-        let shape = normalized_shape.into_dimension().slice().to_vec();
-        let affine = Affine::identity(&shape);
-        Self { shape, affine, eps: T::from_f64(1e-5), level: simd::level() }
+        Self { rows: RowNorm::new(normalized_shape, Spread::about_mean) }
     }
 
     /// With another ε, which is added to σ² inside the root.
@@ -87,10 +77,7 @@ impl<T: Element> LayerNorm<T> {
     /// [`Error::Eps`] if it is negative, infinite or NaN. 0 is allowed: a constant row then still gives the bias, and
     /// dx = 0.
     pub fn with_eps(mut self, eps: T) -> Result<Self> {
-        if !(eps.is_finite() && eps >= T::zero()) {
-            return Err(Error::Eps { got: eps.into() });
-        }
-        self.eps = eps;
+        self.rows.set_eps(eps)?;
         Ok(self)
     }
 
@@ -100,7 +87,7 @@ impl<T: Element> LayerNorm<T> {
     ///
     /// [`Error::Shape`] unless it has the normalized shape.
     pub fn with_gain<D: Dimension>(mut self, gain: Array<T, D>) -> Result<Self> {
-        self.affine.gain = Some(self.parameter("gain", gain)?);
+        self.rows.affine.gain = Some(self.rows.parameter("gain", gain)?);
         Ok(self)
     }
 
@@ -110,67 +97,61 @@ impl<T: Element> LayerNorm<T> {
     ///
     /// [`Error::Shape`] unless it has the normalized shape.
     pub fn with_bias<D: Dimension>(mut self, bias: Array<T, D>) -> Result<Self> {
-        self.affine.bias = Some(self.parameter("bias", bias)?);
+        self.rows.affine.bias = Some(self.rows.parameter("bias", bias)?);
         Ok(self)
-    }
-
-    fn parameter<D: Dimension>(&self, argument: &'static str, array: Array<T, D>) -> Result<ArrayD<T>> {
-        check_shape(argument, &self.shape, array.shape())?;
-        let array = array.into_dyn();
-        Ok(if array.is_standard_layout() { array } else { array.as_standard_layout().into_owned() })
     }
 
     /// Without gain: as with a gain of 1 that is not learned.
     pub fn without_gain(mut self) -> Self {
-        self.affine.gain = None;
+        self.rows.affine.gain = None;
         self
     }
 
     /// Without bias: as with a bias of 0 that is not learned.
     pub fn without_bias(mut self) -> Self {
-        self.affine.bias = None;
+        self.rows.affine.bias = None;
         self
     }
 
     /// The gain; `None` in a layer without.
     pub fn gain(&self) -> Option<ArrayViewD<'_, T>> {
-        self.affine.gain()
+        self.rows.affine.gain()
     }
 
     /// The gain, to be changed.
     pub fn gain_mut(&mut self) -> Option<ArrayViewMutD<'_, T>> {
-        self.affine.gain_mut()
+        self.rows.affine.gain_mut()
     }
 
     /// The bias; `None` in a layer without.
     pub fn bias(&self) -> Option<ArrayViewD<'_, T>> {
-        self.affine.bias()
+        self.rows.affine.bias()
     }
 
     /// The bias, to be changed.
     pub fn bias_mut(&mut self) -> Option<ArrayViewMutD<'_, T>> {
-        self.affine.bias_mut()
+        self.rows.affine.bias_mut()
     }
 
     /// ε
     pub fn eps(&self) -> T {
-        self.eps
+        self.rows.eps
     }
 
     /// The normalized shape.
     pub fn shape(&self) -> &[usize] {
-        &self.shape
+        &self.rows.shape
     }
 
     /// Gradients for [`backward`](Self::backward) to add to, all 0.
     pub fn zero_grad(&self) -> Affine<T> {
-        self.affine.zeros_like()
+        self.rows.affine.zeros_like()
     }
 
     /// Runs this layer on a lower instruction set, by its name; for tests of the bit contract.
     #[doc(hidden)]
     pub fn with_instruction_set(mut self, name: &str) -> Option<Self> {
-        self.level = simd::named(name)?;
+        self.rows.set_instruction_set(name)?;
         Some(self)
     }
 
@@ -215,13 +196,7 @@ impl<T: Element> LayerNorm<T> {
         y: &mut ArrayRef<T, D>,
         saved: &mut Saved<T>,
     ) -> Result<()> {
-        self.check_input("x", x.shape())?;
-        check_shape("y", x.shape(), y.shape())?;
-        saved.fit(x.shape(), self.rows(x.len()));
-        if !x.is_empty() {
-            rows::forward(&self.call(), x.view(), y.view_mut(), Some(saved.rows_mut()));
-        }
-        Ok(())
+        self.rows.forward_into(x, y, saved)
     }
 
     /// y alone, with the bits of [`forward`](Self::forward).
@@ -249,12 +224,7 @@ impl<T: Element> LayerNorm<T> {
     ///
     /// As [`forward_into`](Self::forward_into).
     pub fn infer_into<D: Dimension>(&self, x: &ArrayRef<T, D>, y: &mut ArrayRef<T, D>) -> Result<()> {
-        self.check_input("x", x.shape())?;
-        check_shape("y", x.shape(), y.shape())?;
-        if !x.is_empty() {
-            rows::forward(&self.call(), x.view(), y.view_mut(), None);
-        }
-        Ok(())
+        self.rows.infer_into(x, y)
     }
 
     /// [`infer`](Self::infer) with y in place of x.
@@ -267,11 +237,7 @@ impl<T: Element> LayerNorm<T> {
     ///
     /// As [`forward`](Self::forward).
     pub fn infer_inplace<D: Dimension>(&self, x: &mut ArrayRef<T, D>) -> Result<()> {
-        self.check_input("x", x.shape())?;
-        if !x.is_empty() {
-            rows::forward_inplace(&self.call(), x.view_mut());
-        }
-        Ok(())
+        self.rows.infer_inplace(x)
     }
 
     /// Gradients of the loss by x (returned) and by gain and bias (added to `grad`).
@@ -330,142 +296,22 @@ impl<T: Element> LayerNorm<T> {
         dx: &mut ArrayRef<T, D>,
         grad: &mut Affine<T>,
     ) -> Result<()> {
-        self.check_input("x", x.shape())?;
-        if saved.shape != x.shape() {
-            let got = Some(saved.shape.clone()).filter(|shape| *shape != NO_CALL);
-            return Err(Error::Saved { expected: x.shape().to_vec(), got });
-        }
-        check_shape("dy", x.shape(), dy.shape())?;
-        check_shape("dx", x.shape(), dx.shape())?;
-        self.affine.check_same(grad, "grad")?;
-        if !x.is_empty() {
-            let gradient = Gradient { gain: slice_mut(&mut grad.gain), bias: slice_mut(&mut grad.bias) };
-            rows::backward(&self.call(), saved.rows(), x.view(), dy.view(), dx.view_mut(), gradient);
-        }
-        Ok(())
+        self.rows.backward_into(x, saved, dy, dx, grad)
     }
-
-    fn check_input(&self, argument: &'static str, shape: &[usize]) -> Result<()> {
-        if self.shape.contains(&0) {
-            return Err(Error::Empty { normalized: self.shape.clone() });
-        }
-        if !shape.ends_with(&self.shape) {
-            return Err(Error::Trailing { argument, normalized: self.shape.clone(), got: shape.to_vec() });
-        }
-        Ok(())
-    }
-
-    fn features(&self) -> usize {
-        self.shape.iter().product()
-    }
-
-    fn rows(&self, elements: usize) -> usize {
-        elements / self.features()
-    }
-
-    fn call(&self) -> Call<'_, T> {
-        let layer = Layer {
-            features: self.features(),
-            gain: slice(&self.affine.gain),
-            bias: slice(&self.affine.bias),
-            epsilon: Epsilon::new(self.eps),
-        };
-        Call { level: self.level, layer, trailing: self.shape.len() }
-    }
-}
-
-const STANDARD: &str = "parameters are kept in standard layout";
-
-fn slice<T: Element>(parameter: &Option<ArrayD<T>>) -> Option<&[T]> {
-    parameter.as_ref().map(|parameter| parameter.as_slice().expect(STANDARD))
-}
-
-fn slice_mut<T: Element>(parameter: &mut Option<ArrayD<T>>) -> Option<&mut [T]> {
-    parameter.as_mut().map(|parameter| parameter.as_slice_mut().expect(STANDARD))
-}
-
-fn check_shape(argument: &'static str, expected: &[usize], got: &[usize]) -> Result<()> {
-    if expected == got {
-        return Ok(());
-    }
-    Err(Error::Shape { argument, expected: expected.to_vec(), got: got.to_vec() })
 }
 
 impl<T: Element> Parameters<T> for LayerNorm<T> {
     type Gradient = Affine<T>;
 
     fn visit(&self, f: impl FnMut(&str, ArrayViewD<'_, T>)) {
-        self.affine.visit(f);
+        self.rows.affine.visit(f);
     }
 
     fn visit_mut(&mut self, f: impl FnMut(&str, ArrayViewMutD<'_, T>)) {
-        self.affine.visit_mut(f);
+        self.rows.affine.visit_mut(f);
     }
 
     fn zip(&mut self, grad: &Affine<T>, f: impl FnMut(&str, ArrayViewMutD<'_, T>, ArrayViewD<'_, T>)) -> Result<()> {
-        self.affine.zip(grad, f)
-    }
-}
-
-/// What forward keeps of `x` for backward: a few numbers a row.
-///
-/// It remembers the shape of that x, and backward refuses another. It does not hold x: pass the same one again.
-#[derive(Clone, Debug)]
-pub struct Saved<T> {
-    shape: Vec<usize>,
-    mean: Vec<T>,
-    /// What rounding left behind of the mean.
-    low: Vec<T>,
-    rstd: Vec<T>,
-    /// Not 0 where a row had to be rescaled.
-    exponent: Vec<i16>,
-}
-
-/// A shape that no call has: a row has at least one element.
-const NO_CALL: [usize; 1] = [0];
-
-impl<T> Default for Saved<T> {
-    /// Belongs to no call yet: for the first [`forward_into`](LayerNorm::forward_into).
-    fn default() -> Self {
-        Self { shape: NO_CALL.to_vec(), mean: Vec::new(), low: Vec::new(), rstd: Vec::new(), exponent: Vec::new() }
-    }
-}
-
-impl<T: Element> Saved<T> {
-    /// The mean of each row, rounded to `T`.
-    ///
-    /// # Shapes
-    ///
-    /// `[rows]`, in the order of the leading axes of x
-    pub fn mean(&self) -> ArrayView1<'_, T> {
-        self.mean.as_slice().into()
-    }
-
-    /// 1/√(σ² + ε) of each row; 0 for a constant row with ε = 0.
-    ///
-    /// It may be infinite or subnormal where a row's scale is extreme; y and dx are right all the same.
-    ///
-    /// # Shapes
-    ///
-    /// `[rows]`, in the order of the leading axes of x
-    pub fn rstd(&self) -> ArrayView1<'_, T> {
-        self.rstd.as_slice().into()
-    }
-
-    fn fit(&mut self, shape: &[usize], rows: usize) {
-        self.shape.clear();
-        self.shape.extend_from_slice(shape);
-        for numbers in [&mut self.mean, &mut self.low, &mut self.rstd] {
-            numbers.resize(rows, T::zero());
-        }
-        self.exponent.resize(rows, 0);
-    }
-
-    fn rows(&self) -> KeptRows<'_, T> {
-        KeptRows { mean: &self.mean, low: &self.low, rstd: &self.rstd, exponent: &self.exponent }
-    }
-
-    fn rows_mut(&mut self) -> SavedRows<'_, T> {
-        SavedRows { mean: &mut self.mean, low: &mut self.low, rstd: &mut self.rstd, exponent: &mut self.exponent }
+        self.rows.affine.zip(grad, f)
     }
 }

@@ -17,9 +17,11 @@
 
 mod double;
 mod pattern;
+mod rms;
 
 pub use double::Double;
 pub use pattern::{pattern, prime_pattern};
+pub use rms::{RmsRow, rms_backward, rms_forward};
 
 /// What layer normalization makes of one row.
 #[derive(Clone, Debug)]

@@ -1,0 +1,248 @@
+//! Root mean square normalization keeps what layer normalization promises: right beside the double-double oracle, slopes,
+//! the same bits everywhere, any scale, and errors before anything is written.
+//!
+//! Its kernels are those of layer normalization about 0, so layouts, threads and long rows are sampled here, and tried one by
+//! one in the tests of that.
+
+use layernorm::ndarray::{Array1, Array2, Axis, s};
+use layernorm::{Element, Error, LayerNorm, Parameters, RmsNorm, RmsSaved, grad_check, instruction_sets};
+use textbook::{pattern, rms_backward, rms_forward};
+
+/// What a test says of an element.
+trait Number: Element {
+    /// y, dx and dgain, of the largest in the row (dgain: of all).
+    const BOUNDS: [f64; 3];
+    fn of(value: f64) -> Self;
+    fn bits(self) -> u64;
+}
+
+impl Number for f32 {
+    const BOUNDS: [f64; 3] = [2.5e-7, 5e-7, 5e-7];
+    fn of(value: f64) -> Self {
+        value as Self
+    }
+    fn bits(self) -> u64 {
+        self.to_bits().into()
+    }
+}
+
+impl Number for f64 {
+    const BOUNDS: [f64; 3] = [6e-16, 1e-15, 1e-15];
+    fn of(value: f64) -> Self {
+        value
+    }
+    fn bits(self) -> u64 {
+        self.to_bits()
+    }
+}
+
+fn drawn<T: Number>(rows: usize, features: usize, seed: u64) -> Array2<T> {
+    let values = pattern(rows * features, seed).into_iter().map(T::of).collect();
+    Array2::from_shape_vec((rows, features), values).unwrap()
+}
+
+fn layer<T: Number>(features: usize) -> RmsNorm<T> {
+    RmsNorm::new(features).with_gain(drawn(1, features, 101).remove_axis(Axis(0))).unwrap()
+}
+
+fn wide<'a, T: Number>(values: impl IntoIterator<Item = &'a T>) -> Vec<f64> {
+    values.into_iter().map(|&value| value.into()).collect()
+}
+
+fn bits<'a, T: Number>(values: impl IntoIterator<Item = &'a T>) -> Vec<u64> {
+    values.into_iter().map(|value| value.bits()).collect()
+}
+
+/// y, dx and dgain.
+fn all<T: Number>(norm: &RmsNorm<T>, x: &Array2<T>, dy: &Array2<T>) -> (Array2<T>, Array2<T>, Array1<T>) {
+    let (y, saved) = norm.forward(x).unwrap();
+    let mut grad = norm.zero_grad();
+    let dx = norm.backward(x, &saved, dy, &mut grad).unwrap();
+    let dgain = Array1::from_iter(grad.gain().unwrap().iter().copied());
+    assert!(grad.bias().is_none());
+    (y, dx, dgain)
+}
+
+fn is_right<T: Number>() {
+    for features in [1, 2, 15, 16, 17, 64, 65, 130, 768, 2048, 2049, 5000, 50_000] {
+        let rows = if features > 1000 { 3 } else { 70 };
+        let norm = layer::<T>(features);
+        let gain = wide(norm.gain().unwrap());
+        let dy = drawn::<T>(rows, features, 2);
+        for mean in [0.0, 1.0, 1000.0] {
+            let x = drawn::<T>(rows, features, 1).mapv(|x| x + T::of(mean));
+            let (y, dx, dgain) = all(&norm, &x, &dy);
+            let eps = norm.eps().into();
+            let (want_dx, want_dgain) = rms_backward(&wide(&x), features, Some(&gain), eps, &wide(&dy));
+            let check = |what: &str, got: &[f64], want: &[f64], scale: f64, bound: f64| {
+                for (i, (got, want)) in got.iter().zip(want).enumerate() {
+                    let error = (got - want).abs() / scale;
+                    let place = format!("{what}, {rows}×{features}, mean {mean}, index {i}");
+                    assert!(error <= bound, "{place}: got {got:e}, want {want:e}, error {error:.2e}");
+                }
+            };
+            let largest = |values: &[f64]| values.iter().fold(0.0, |largest: f64, value| largest.max(value.abs()));
+            for row in 0..rows {
+                let want = rms_forward(&wide(x.row(row)), Some(&gain), eps);
+                check("y", &wide(y.row(row)), &want.y, largest(&want.y), T::BOUNDS[0]);
+                let q: Vec<_> = wide(dy.row(row)).iter().zip(&gain).map(|(dy, gain)| dy * gain).collect();
+                let want_dx = &want_dx[row * features..][..features];
+                check("dx", &wide(dx.row(row)), want_dx, want.rstd.to_f64() * largest(&q), T::BOUNDS[1]);
+            }
+            check("dgain", &wide(&dgain), &want_dgain, largest(&want_dgain), T::BOUNDS[2]);
+        }
+    }
+}
+
+#[test]
+fn f32_is_right() {
+    is_right::<f32>();
+}
+
+#[test]
+fn f64_is_right() {
+    is_right::<f64>();
+}
+
+#[test]
+fn gradients_are_slopes() {
+    for (features, eps) in [(1, 0.1), (3, 0.0), (20, 1e-5), (100, 0.5)] {
+        let norm = layer::<f64>(features).with_eps(eps).unwrap();
+        let (x, dy) = (drawn::<f64>(4, features, 1).mapv(|x| x + 2.0), drawn::<f64>(4, features, 2));
+        let loss = |norm: &RmsNorm<f64>, x: &Array2<f64>| (norm.infer(x).unwrap() * &dy).sum();
+        let (_, dx, dgain) = all(&norm, &x, &dy);
+        let worst = grad_check::compare(&x, &dx, |x| loss(&norm, x));
+        assert!(worst.error < 1e-8, "dx, {features} features: {worst:?}");
+        let gain = Array1::from_iter(norm.gain().unwrap().iter().copied());
+        let worst = grad_check::compare(&gain, &dgain, |gain| loss(&norm.clone().with_gain(gain.clone()).unwrap(), &x));
+        assert!(worst.error < 1e-8, "dgain, {features} features: {worst:?}");
+    }
+}
+
+/// Alone, in a batch, strided, in place, on each instruction set, on threads.
+fn same_bits<T: Number>() {
+    for (rows, features) in [(9, 3), (33, 64), (70, 100), (9, 2049), (3, 50_000), (2000, 130)] {
+        let norm = layer::<T>(features).with_eps(T::of(0.0)).unwrap();
+        let mut x = drawn::<T>(rows, features, 1);
+        // Squares that overflow, that underflow, and none.
+        x.row_mut(1).mapv_inplace(|x| x * T::of(1e30) * T::of(1e5));
+        x.row_mut(2).mapv_inplace(|x| x * T::of(1e-30));
+        x.row_mut(0).fill(T::of(0.0));
+        let dy = drawn::<T>(rows, features, 2);
+        let (y, dx, dgain) = all(&norm, &x, &dy);
+        let want = (bits(&y), bits(&dx), bits(&dgain));
+        assert!(y.iter().all(|y| y.is_finite()), "{rows}×{features}");
+
+        for set in instruction_sets().into_iter().filter(|set| *set != "fallback" || rows * features < 10_000) {
+            let norm = norm.clone().with_instruction_set(set).unwrap();
+            let (y, dx, dgain) = all(&norm, &x, &dy);
+            assert!((bits(&y), bits(&dx), bits(&dgain)) == want, "{rows}×{features} on {set}");
+        }
+        #[cfg(feature = "rayon")]
+        for threads in [1, 3] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let (y, dx, dgain) = pool.install(|| all(&norm, &x, &dy));
+            assert!((bits(&y), bits(&dx), bits(&dgain)) == want, "{rows}×{features} on {threads} threads");
+        }
+        for row in 0..rows.min(10) {
+            let alone = norm.infer(&x.slice(s![row..row + 1, ..])).unwrap();
+            assert!(bits(&alone) == want.0[row * features..][..features], "{rows}×{features}, row {row} alone");
+        }
+        let turned = x.t().as_standard_layout().into_owned();
+        assert!(bits(&norm.infer(&turned.t()).unwrap()) == want.0, "{rows}×{features} turned");
+        let mut inplace = x.clone();
+        norm.infer_inplace(&mut inplace).unwrap();
+        assert!(bits(&inplace) == want.0, "{rows}×{features} in place");
+    }
+}
+
+#[test]
+fn f32_has_the_same_bits_everywhere() {
+    same_bits::<f32>();
+}
+
+#[test]
+fn f64_has_the_same_bits_everywhere() {
+    same_bits::<f64>();
+}
+
+#[test]
+fn a_power_of_two_changes_no_bit() {
+    for features in [5, 64, 3000] {
+        let norm = layer::<f32>(features).with_eps(0.0).unwrap();
+        let x = drawn::<f32>(2, features, 1);
+        let want = bits(&norm.infer(&x).unwrap());
+        for exponent in [-90, -70, -30, 1, 30, 70, 100] {
+            let scaled = x.mapv(|x| x * 2f32.powi(exponent));
+            assert!(bits(&norm.infer(&scaled).unwrap()) == want, "{features} features, 2^{exponent}");
+        }
+    }
+}
+
+#[test]
+fn zeros_give_zeros_and_constant_rows_ones() {
+    for eps in [0.0, 1e-5] {
+        let norm = RmsNorm::<f32>::new(5).with_eps(eps).unwrap();
+        let (zeros, dy) = (Array2::zeros((3, 5)), Array2::ones((3, 5)));
+        let (y, saved) = norm.forward(&zeros).unwrap();
+        assert_eq!(y, zeros);
+        let dx = norm.backward(&zeros, &saved, &dy, &mut norm.zero_grad()).unwrap();
+        assert_eq!(dx, dy.mapv(|dy| dy * saved.rstd()[0]), "eps {eps}");
+    }
+    let norm = RmsNorm::<f64>::new(5).with_eps(0.0).unwrap();
+    assert_eq!(norm.infer(&Array2::from_elem((2, 5), -3.0)).unwrap(), Array2::from_elem((2, 5), -1.0));
+}
+
+#[test]
+fn nan_stays_in_its_row() {
+    let norm = RmsNorm::<f32>::new(40);
+    let mut x = drawn::<f32>(20, 40, 1);
+    let want = norm.infer(&x).unwrap();
+    x[[7, 3]] = f32::NAN;
+    x[[11, 39]] = f32::INFINITY;
+    for (row, (got, want)) in norm.infer(&x).unwrap().outer_iter().zip(want.outer_iter()).enumerate() {
+        if row == 7 || row == 11 {
+            assert!(got.iter().all(|y| y.is_nan()), "row {row}");
+        } else {
+            assert_eq!(got, want, "row {row}");
+        }
+    }
+}
+
+#[test]
+fn rows_of_mean_0_are_those_of_layer_norm() {
+    let x = Array2::from_shape_fn((3, 64), |(row, i)| if i % 2 == 0 { 1.0 + row as f32 } else { -1.0 - row as f32 });
+    let (rms, layer) = (RmsNorm::new(64), LayerNorm::new(64));
+    assert_eq!(rms.infer(&x).unwrap(), layer.infer(&x).unwrap());
+}
+
+#[test]
+fn mistakes_are_named_and_nothing_is_written() {
+    let norm = RmsNorm::<f32>::new(4);
+    let (x, mut y) = (Array2::ones((2, 4)), Array2::from_elem((2, 4), 7.0));
+    let text = |result: layernorm::Result<()>| result.unwrap_err().to_string();
+    assert_eq!(
+        norm.infer(&Array2::ones((2, 3))).unwrap_err().to_string(),
+        "`x` must have shape [_, 4], but has [2, 3]"
+    );
+    let saved = RmsSaved::default();
+    let mut grad = norm.zero_grad();
+    let result = norm.backward_into(&x, &saved, &x, &mut y, &mut grad);
+    assert!(matches!(result, Err(Error::Saved { .. })), "{}", text(result));
+    let (_, saved) = norm.forward(&x).unwrap();
+    let mut other = LayerNorm::<f32>::new(4).zero_grad();
+    let message = text(norm.backward_into(&x, &saved, &x, &mut y, &mut other));
+    assert_eq!(message, "`grad` must have no bias, as the layer has none, but has one");
+    assert_eq!(y, Array2::from_elem((2, 4), 7.0));
+    assert_eq!(grad, norm.zero_grad());
+    assert!(matches!(RmsNorm::<f64>::new(3).with_eps(-1.0), Err(Error::Eps { .. })));
+    assert!(matches!(RmsNorm::<f64>::new(3).with_gain(Array1::ones(2)), Err(Error::Shape { .. })));
+    assert!(matches!(RmsNorm::<f64>::new(0).infer(&Array2::ones((2, 0))), Err(Error::Empty { .. })));
+}
+
+#[test]
+fn the_gain_is_its_only_parameter() {
+    let mut names = Vec::new();
+    RmsNorm::<f32>::new([2, 3]).visit(|name, value| names.push((name.to_owned(), value.shape().to_vec())));
+    assert_eq!(names, [("gain".to_owned(), vec![2, 3])]);
+}
