@@ -31,13 +31,24 @@ pub(crate) fn run<J: Job>(job: J, bytes: usize) {
 
 /// Threads of the pool this thread is in.
 #[cfg(feature = "rayon")]
-fn threads() -> usize {
+pub(crate) fn threads() -> usize {
     rayon::current_num_threads()
 }
 
 #[cfg(not(feature = "rayon"))]
-fn threads() -> usize {
+pub(crate) fn threads() -> usize {
     1
+}
+
+/// Calls `f` on a thread of the pool: what it does there in parallel need not wake the pool each time.
+#[cfg(all(feature = "rayon", feature = "rnn"))]
+pub(crate) fn enter<R: Send>(f: impl FnOnce() -> R + Send) -> R {
+    if threads() == 1 || rayon::current_thread_index().is_some() { f() } else { rayon::scope(|_| f()) }
+}
+
+#[cfg(all(not(feature = "rayon"), feature = "rnn"))]
+pub(crate) fn enter<R: Send>(f: impl FnOnce() -> R + Send) -> R {
+    f()
 }
 
 /// Does both, at the same time where there is a thread for it.

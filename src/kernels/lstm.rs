@@ -1,0 +1,211 @@
+//! One step of the LSTM.
+//!
+//! ```text
+//! forward, each row:                       v holds x W_x, or x W_x + h′ W_h
+//!     f, i, o, g = LN(u) + LN(v) + bias, or v + bias
+//!     f, i, o = σ(f), σ(i), σ(o)           g = tanh(g)
+//!     c = f·c′ + i·g                       c itself is carried on, not LN(c)
+//!     k = tanh(LN(c)), or tanh(c)
+//!     h = o·k
+//! backward, each row:                      (docs/recurrent.md; letters as there)
+//!     dh = dy + dh                         dn = dh·o·(1 − k²)
+//!     dC = dc + P(gain·dn), or dc + dn
+//!     dp = dC·c′·f(1−f),  dC·g·i(1−i),  dh·k·o(1−o),  dC·i·(1−g²)
+//!     du = P(gain_u·dp),  dv = P(gain_v·dp), or dv = dp
+//!     dc = dC·f                            dh = 0: all of it comes through W_h
+//! ```
+//!
+//! What a row needs between two of these lines stays in scratch: it fits into the nearest cache. The bias is added by the
+//! normalization of u.
+
+use fearless_simd::Simd;
+use fearless_simd_macros::simd;
+
+use crate::kernels::activations::{sigmoid, tanh};
+use crate::kernels::gates::{
+    Step, StepBack, add_to, is_padded, map, norm, norm_back, parts, row_of, row_of_mut, split_equal,
+};
+use crate::kernels::normalize::Layer;
+use crate::number::Number;
+use crate::simd::{Tail, splat};
+
+/// What a step needs to know of the cell.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lstm<'a, T> {
+    pub(crate) hidden: usize,
+    pub(crate) bias: &'a [T],
+    /// LN of u, which adds the bias, and of v.
+    pub(crate) products: Option<[Layer<'a, T>; 2]>,
+    /// LN of c.
+    pub(crate) cell: Option<Layer<'a, T>>,
+}
+
+/// Where the gates are among the numbers that a step keeps; behind them is k.
+const GATES: usize = 4;
+
+impl<T> Lstm<'_, T> {
+    /// Elements of scratch that a step needs for each piece.
+    pub(crate) fn scratch(hidden: usize) -> usize {
+        (2 * GATES + 5) * hidden
+    }
+}
+
+/// The state and what backward needs of some rows.
+#[simd]
+pub(crate) fn forward<S: Simd, T: Number>(simd: S, cell: Lstm<'_, T>, mut step: Step<'_, T>) {
+    let (rows, hidden) = (step.rows, cell.hidden);
+    let width = GATES * hidden;
+    let tail = Tail::new(simd, hidden);
+    for row in 0..rows {
+        let [saved_c, saved_u, saved_v, _] = step.take_saved();
+        if is_padded(step.mask, row) {
+            step.keep_state(row);
+            continue;
+        }
+        let ([p, q], scratch) = parts(step.scratch, width);
+        let n = &mut scratch[..hidden];
+        let v = row_of_mut(step.v, rows, row);
+        let gates = row_of_mut(step.gates, rows, row);
+        let (k, q, gates) = match &cell.products {
+            Some([layer_u, layer_v]) => {
+                norm(simd, layer_u, row_of(step.u, rows, row), p, saved_u);
+                norm(simd, layer_v, v, q, saved_v);
+                let (gates, k) = gates.split_at_mut(width);
+                (k, &*q, gates)
+            }
+            // The gates take the place of v.
+            None => {
+                p.copy_from_slice(v);
+                (gates, cell.bias, v)
+            }
+        };
+        let c = row_of_mut(step.c, rows, row);
+        let h = row_of_mut(step.h, rows, row);
+        let ([p_f, p_i, p_o, p_g], [q_f, q_i, q_o, q_g]) = (split_equal(p, hidden), split_equal(q, hidden));
+        {
+            let ([f, i, o, g], _) = parts(gates, hidden);
+            let inputs = [p_f, q_f, p_i, q_i, p_o, q_o, p_g, q_g, row_of(step.c_before, rows, row)];
+            map(
+                simd,
+                &tail,
+                inputs,
+                [f, i, o, g, &mut *c],
+                #[inline(always)]
+                |[p_f, q_f, p_i, q_i, p_o, q_o, p_g, q_g, c_before]| {
+                    let f = sigmoid::<S, T>(simd, p_f + q_f);
+                    let i = sigmoid::<S, T>(simd, p_i + q_i);
+                    let o = sigmoid::<S, T>(simd, p_o + q_o);
+                    let g = tanh::<S, T>(simd, p_g + q_g);
+                    [f, i, o, g, f * c_before + i * g]
+                },
+            );
+        }
+        let n = match &cell.cell {
+            Some(layer) => {
+                norm(simd, layer, c, n, saved_c);
+                &*n
+            }
+            None => &*c,
+        };
+        let [_, _, o] = split_equal(gates, hidden);
+        map(
+            simd,
+            &tail,
+            [n, o],
+            [k, h],
+            #[inline(always)]
+            |[n, o]| {
+                let k = tanh::<S, T>(simd, n);
+                [k, o * k]
+            },
+        );
+    }
+}
+
+/// du, dv, dh and dc of some rows. The columns are dbias, then, as far as they are there, the gains of v and of u, gain and
+/// bias of c.
+#[simd]
+pub(crate) fn backward<S: Simd, T: Number>(simd: S, cell: Lstm<'_, T>, mut step: StepBack<'_, T>) {
+    let (rows, hidden) = (step.rows, cell.hidden);
+    let width = GATES * hidden;
+    let tail = Tail::new(simd, hidden);
+    let one = splat(simd, T::one());
+    let pieces = step.pieces();
+    for row in 0..rows {
+        if is_padded(step.mask, row) {
+            step.pass_state(row);
+            continue;
+        }
+        let v = row_of(step.v, rows, row);
+        let gates = row_of(step.gates, rows, row);
+        let (gates, k) = if cell.products.is_some() { gates.split_at(width) } else { (v, gates) };
+        let [f, i, o, g] = split_equal(gates, hidden);
+        let ([dp, unused], scratch) = parts(step.scratch, width);
+        let ([dh, dn, dcell, dc, _], _) = parts(scratch, hidden);
+        let columns = row_of_mut(step.columns, pieces, row / step.piece);
+        let (dbias, columns) = columns.split_at_mut(width);
+        let products = if cell.products.is_some() { 2 * width } else { 0 };
+        let (products, columns) = columns.split_at_mut(products);
+
+        let inputs = [row_of(step.dy, rows, row), row_of(step.dh, rows, row), o, k];
+        map(
+            simd,
+            &tail,
+            inputs,
+            [&mut *dh, &mut *dn],
+            #[inline(always)]
+            |[dy, dh, o, k]| {
+                let dh = dy + dh;
+                [dh, dh * o * (one - k * k)]
+            },
+        );
+        let dn = match &cell.cell {
+            Some(layer) => {
+                let (kept, c) = (step.kept[0].rows(row..row + 1), row_of(step.c, rows, row));
+                let (dgain, dbias) = columns.split_at_mut(hidden);
+                norm_back(simd, layer, kept, c, dn, dcell, dgain, dbias);
+                &*dcell
+            }
+            None => &*dn,
+        };
+        {
+            let ([dp_f, dp_i, dp_o, dp_g], _) = parts(dp, hidden);
+            let c_before = row_of(step.c_before, rows, row);
+            let inputs = [dn, row_of(step.dc, rows, row), c_before, f, i, o, g, dh, k];
+            map(
+                simd,
+                &tail,
+                inputs,
+                [dp_f, dp_i, dp_o, dp_g, &mut *dc],
+                #[inline(always)]
+                |[dn, dc, c_before, f, i, o, g, dh, k]| {
+                    let d_cell = dc + dn;
+                    [
+                        d_cell * c_before * (f * (one - f)),
+                        d_cell * g * (i * (one - i)),
+                        dh * k * (o * (one - o)),
+                        d_cell * i * (one - g * g),
+                        d_cell * f,
+                    ]
+                },
+            );
+        }
+        row_of_mut(step.dc, rows, row).copy_from_slice(dc);
+        row_of_mut(step.dh, rows, row).fill(T::zero());
+        let dv = row_of_mut(step.dv, rows, row);
+        match &cell.products {
+            Some([layer_u, layer_v]) => {
+                let (dgain_v, dgain_u) = products.split_at_mut(width);
+                let kept = [step.kept[1].rows(row..row + 1), step.kept[2].rows(row..row + 1)];
+                let (u, du) = (row_of(step.u, rows, row), row_of_mut(step.du, rows, row));
+                norm_back(simd, layer_u, kept[0], u, dp, du, dgain_u, dbias);
+                // The bias is the same: its gradient has been added.
+                norm_back(simd, layer_v, kept[1], v, dp, dv, dgain_v, unused);
+            }
+            None => {
+                add_to(dbias, dp);
+                dv.copy_from_slice(dp);
+            }
+        }
+    }
+}
