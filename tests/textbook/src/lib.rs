@@ -17,6 +17,7 @@
 
 mod double;
 mod pattern;
+pub mod recurrent;
 
 pub use double::Double;
 pub use pattern::{pattern, prime_pattern};
