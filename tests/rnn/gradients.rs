@@ -60,9 +60,10 @@ fn check<C: Known>(cell: &C, steps: usize, batch: usize, masked: bool, name: &st
     }
 }
 
+/// A row of few units may have next to no spread, and curves within a step of the differences unless ε is large.
 #[test]
 fn gradients_are_slopes() {
-    for (input, hidden, eps) in [(3, 4, 1e-5), (2, 9, 0.1)] {
+    for (input, hidden, eps) in [(3, 17, 1e-5), (2, 4, 0.1), (3, 1, 0.1)] {
         with_each_cell!(f64, input, hidden, |cell, name: &str| {
             let cell = layernorm::Recurrent::with_eps(cell, eps).unwrap();
             check(&cell, 1, 2, false, name);
@@ -76,6 +77,7 @@ fn gradients_are_slopes() {
 #[test]
 fn gradients_of_many_rows_are_slopes() {
     with_each_cell!(f64, 2, 3, |cell, name: &str| {
+        let cell = layernorm::Recurrent::with_eps(cell, 0.1).unwrap();
         check(&cell, 9, 70, true, name);
     });
 }
