@@ -8,6 +8,7 @@
 //! | [`passes`] | the two passes of backward over a block |
 //! | [`backward`] | dx, and what each row adds to dgain and dbias |
 //! | [`columns`] | dgain and dbias of many rows |
+//! | [`activations`] | e^x, sigmoid and tanh |
 //!
 //! They are generic over the instruction set and the number. [`Kernels`] is where they meet a [`Level`]: each is
 //! compiled once, here, and not again in every crate that has a `LayerNorm`.
@@ -16,6 +17,8 @@ use fearless_simd::{Level, dispatch};
 
 use crate::number::Number;
 
+#[cfg_attr(not(test), expect(dead_code, reason = "the recurrent cells use it"))]
+pub(crate) mod activations;
 pub(crate) mod backward;
 pub(crate) mod columns;
 pub(crate) mod moments;
