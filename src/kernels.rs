@@ -8,7 +8,7 @@
 //! | [`passes`] | the two passes of backward over a block |
 //! | [`backward`] | dx, and what each row adds to dgain and dbias |
 //! | [`columns`] | dgain and dbias of many rows |
-//! | `activations` | exp, sigmoid, tanh |
+//! | `activations` | e^x, sigmoid and tanh (feature `rnn`) |
 //! | `rnn`, `lstm`, `gru` | a step of each recurrent cell, from its products on, and back (feature `rnn`) |
 //!
 //! They are generic over the instruction set and the number. [`Kernels`] is where they meet a [`Level`]: each is

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 const FLOORS: [&[&str]; 13] = [
     &["error", "number"],
     &["simd", "parallel", "tiles"],
-    &["kernels/moments", "kernels/columns"],
+    &["kernels/moments", "kernels/columns", "kernels/activations"],
     &["kernels/rescale"],
     &["kernels/normalize"],
     &["kernels/passes"],
