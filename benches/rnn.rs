@@ -107,7 +107,7 @@ impl Bare {
     fn new([input, hidden, batch, steps]: [usize; 4], gates: usize) -> Self {
         let drawn = |rows: usize, columns: usize, seed: u64| {
             let numbers: Vec<f32> = pattern(rows * columns, seed).into_iter().map(|x| x as f32).collect();
-            // Rows side by side in memory, as the cells have them.
+            // Faer's matrices have columns side by side; the transpose has rows so, as the cells have them.
             MatRef::from_row_major_slice(&numbers, rows, columns).transpose().to_owned()
         };
         Self {
@@ -124,20 +124,24 @@ impl Bare {
     fn run(&mut self) {
         let par = if rayon::current_num_threads() == 1 { Par::Seq } else { Par::rayon(0) };
         let Self { x, h, w_x, w_h, v, u, .. } = self;
-        matmul(v.transpose_mut(), Accum::Replace, x.transpose(), w_x.transpose(), 1.0, par);
+        matmul(v.as_mut().transpose_mut(), Accum::Replace, x.transpose(), w_x.transpose(), 1.0, par);
         for _ in 0..self.steps {
-            matmul(u.transpose_mut(), Accum::Replace, h.transpose(), w_h.transpose(), 1.0, par);
+            matmul(u.as_mut().transpose_mut(), Accum::Replace, h.transpose(), w_h.transpose(), 1.0, par);
         }
     }
 }
 
-/// The median seconds of each call.
-fn medians<const N: usize>(mut calls: [&mut dyn FnMut(); N]) -> [f64; N] {
-    let mut samples = [[0.0; TURNS]; N];
+/// The median seconds of the products, of forward and of backward.
+fn medians<C: Recurrent<f32>>(case: &mut Case<C>, bare: &mut Bare) -> [f64; 3] {
+    let mut samples = [[0.0; TURNS]; 3];
     for turn in 0..TURNS {
-        for (call, samples) in calls.iter_mut().zip(&mut samples) {
+        for (call, samples) in samples.iter_mut().enumerate() {
             let start = Instant::now();
-            call();
+            match call {
+                0 => black_box(&mut *bare).run(),
+                1 => black_box(&mut *case).forward(),
+                _ => black_box(&mut *case).backward(),
+            }
             samples[turn] = start.elapsed().as_secs_f64();
         }
     }
@@ -165,25 +169,13 @@ fn measure<C: Recurrent<f32> + Send>(
         if let Some(criterion) = criterion {
             let mut group = criterion.benchmark_group(format!("{name} {input}/{hidden}/{batch}/{steps}, {threads} threads"));
             group.sample_size(10);
-            pool.install(|| {
-                group.bench_function("bare products", |bencher| bencher.iter(|| black_box(&mut *bare).run()));
-                group.bench_function("forward", |bencher| bencher.iter(|| black_box(&mut *case).forward()));
-                group.bench_function("backward", |bencher| bencher.iter(|| black_box(&mut *case).backward()));
-            });
+            group.bench_function("bare products", |bencher| pool.install(|| bencher.iter(|| bare.run())));
+            group.bench_function("forward", |bencher| pool.install(|| bencher.iter(|| case.forward())));
+            group.bench_function("backward", |bencher| pool.install(|| bencher.iter(|| case.backward())));
             group.finish();
             continue;
         }
-        let cases = std::sync::Mutex::new((&mut *case, &mut *bare));
-        let [bare, forward, backward] = pool.install(|| {
-            let mut guard = cases.lock().expect("one thread");
-            let (case, bare) = &mut *guard;
-            let case = std::cell::RefCell::new(case);
-            medians([
-                &mut || black_box(&mut *bare).run(),
-                &mut || black_box(&mut case.borrow_mut()).forward(),
-                &mut || black_box(&mut case.borrow_mut()).backward(),
-            ])
-        });
+        let [bare, forward, backward] = pool.install(|| medians(case, bare));
         println!(
             "| {name} | {input}/{hidden}/{batch}/{steps} | {threads} | {:.2} | {:.2} | **{:.2}** | {:.2} | **{:.2}** |",
             bare * 1e3,

@@ -8,9 +8,9 @@ use std::mem::take;
 
 use fearless_simd::{Simd, SimdBase};
 
-use crate::kernels::normalize::{Layer, SavedRows};
+use crate::kernels::backward::backward;
+use crate::kernels::normalize::{self, Layer, SavedRows};
 use crate::kernels::passes::{Columns, KeptRows};
-use crate::kernels::{backward, normalize};
 use crate::number::Number;
 use crate::simd::{Tail, Vector, load, splat};
 
@@ -231,7 +231,7 @@ pub(crate) fn norm_back<S: Simd, T: Number>(
     dgain: &mut [T],
     dbias: &mut [T],
 ) {
-    backward::backward(simd, *layer, false, kept, x, dy, dx, &mut Columns { dgain, dbias });
+    backward(simd, *layer, false, kept, x, dy, dx, &mut Columns { dgain, dbias });
 }
 
 /// sums += terms

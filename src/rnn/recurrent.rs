@@ -4,6 +4,7 @@ use ndarray::{Array3, ArrayRef2, ArrayRef3};
 
 use crate::element::Element;
 use crate::error::{Error, Result};
+use crate::parallel;
 use crate::params::Parameters;
 use crate::rnn::cell::Cell;
 use crate::rnn::saved::Saved;
@@ -221,7 +222,7 @@ pub trait Recurrent<T: Element>: Cell<T> + Parameters<T, Gradient = Weights<T>> 
         saved.fit([steps, batch, input], hidden, self.size());
         saved.mask.extend(mask.into_iter().flatten());
         if steps * batch > 0 {
-            crate::parallel::enter(|| sequence::forward(self, x.view(), state, y.view_mut(), saved));
+            parallel::enter(|| sequence::forward(self, x.view(), state, y.view_mut(), saved));
         }
         Ok(())
     }
@@ -308,7 +309,7 @@ pub trait Recurrent<T: Element>: Cell<T> + Parameters<T, Gradient = Weights<T>> 
         self.base().weights.check_same(grad, "grad")?;
         if steps * batch > 0 {
             let (x, dy, dx) = (x.view(), dy.view(), dx.view_mut());
-            crate::parallel::enter(|| sequence::backward(self, x, saved, dy, d_state, dx, grad));
+            parallel::enter(|| sequence::backward(self, x, saved, dy, d_state, dx, grad));
         }
         Ok(())
     }
