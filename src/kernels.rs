@@ -98,11 +98,11 @@ pub trait Kernels: Number {
         start: usize,
         x: &[Self],
         dy: &[Self],
+        columns: &mut Columns<'_, Self>,
     ) -> Sums<Self::Wide>;
 
-    /// [`backward::row_gradients`]
-    #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
-    fn row_gradients(
+    /// [`backward::write_row`]
+    fn write_row(
         level: Level,
         layer: &Layer<'_, Self>,
         row: &(Row<Self>, Coefficients<Self>),
@@ -110,7 +110,6 @@ pub trait Kernels: Number {
         x: &[Self],
         dy: &[Self],
         dx: &mut [Self],
-        columns: &mut Columns<'_, Self>,
     );
 
     /// [`matmul::multiply`]
@@ -210,11 +209,12 @@ macro_rules! compile {
                 start: usize,
                 x: &[Self],
                 dy: &[Self],
+                columns: &mut Columns<'_, Self>,
             ) -> Sums<<Self as Number>::Wide> {
-                dispatch!(level, simd => backward::row_sums(simd, layer, row, start, x, dy))
+                dispatch!(level, simd => backward::row_sums(simd, layer, row, start, x, dy, columns))
             }
 
-            fn row_gradients(
+            fn write_row(
                 level: Level,
                 layer: &Layer<'_, Self>,
                 (row, coefficients): &(Row<Self>, Coefficients<Self>),
@@ -222,11 +222,8 @@ macro_rules! compile {
                 x: &[Self],
                 dy: &[Self],
                 dx: &mut [Self],
-                columns: &mut Columns<'_, Self>,
             ) {
-                dispatch!(level, simd => {
-                    backward::row_gradients(simd, layer, row, coefficients, start, x, dy, dx, columns);
-                });
+                dispatch!(level, simd => backward::write_row(simd, layer, row, coefficients, start, x, dy, dx));
             }
 
             #[cfg(feature = "rnn")]

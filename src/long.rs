@@ -7,6 +7,8 @@
 //!     second sweep:  each tile of columns, row after row      tiles in parallel; its gain and bias stay in L1
 //! ```
 //!
+//! Backward adds dgain and dbias in the first sweep, which therefore goes by tiles as well.
+//!
 //! The orders of additions are those of rows taken one by one, so the bits are.
 
 use std::ops::Range;
@@ -177,16 +179,25 @@ pub(crate) fn backward<T: Element>(
             let mut rows = [Default::default(); CHAIN];
             let rows = &mut rows[..x.len() / features];
             let kept = kept.rows(first..first + rows.len());
-            first_sweep(level, &layer, &kept, x, dy, sums, rows);
-            let dx = ArrayViewMut2::from_shape((rows.len(), features), dx).expect("dx has the elements of its rows");
-            let sums = if wide == 0 {
+            for (i, (row, _)) in rows.iter_mut().enumerate() {
+                *row = T::row(level, &layer, &kept, i, &x[i * features..][..features]);
+            }
+            let end = if wide == 0 {
                 End::Gradient(grad.part(0..features))
             } else {
                 let (dgain, dbias) = block.split_at_mut(features);
                 End::Block { dgain, dbias }
             };
-            let job = Gradients { level, layer, rows, x, dy, dx, sums, columns: 0..features };
-            parallel::run(job, 3 * size_of_val(x));
+            let sums = &mut sums[..2 * blocks.count * rows.len()];
+            let job = Sum { level, layer, rows, x, dy, sums, end, columns: 0..features };
+            parallel::run(job, 2 * size_of_val(x));
+            for (i, (row, coefficients)) in rows.iter_mut().enumerate() {
+                let of_blocks = sums.chunks_exact(2).skip(i).step_by(x.len() / features);
+                let total = of_blocks.fold(Sums::default(), |sum, next| sum.join(Sums::from_wide([next[0], next[1]])));
+                *coefficients = row.coefficients_of(total, features);
+            }
+            let dx = ArrayViewMut2::from_shape((rows.len(), features), dx).expect("dx has the elements of its rows");
+            parallel::run(WriteGradient { level, layer, rows, x, dy, dx, columns: 0..features }, 3 * size_of_val(x));
             if wide > 0 && ((first + CHAIN).is_multiple_of(per_block) || first + CHAIN >= all) {
                 join_block(total, block);
                 block.fill(T::Wide::default());
@@ -198,45 +209,90 @@ pub(crate) fn backward<T: Element>(
     });
 }
 
-/// Fills `rows`, by way of `sums`.
-fn first_sweep<T: Element>(
-    level: Level,
-    layer: &Layer<'_, T>,
-    kept: &KeptRows<'_, T>,
-    x: &[T],
-    dy: &[T],
-    sums: &mut [T::Wide],
-    rows: &mut [(Row<T>, Coefficients<T>)],
-) {
-    let features = layer.features;
-    let blocks = Blocks::new::<T>(features);
-    for (i, (row, _)) in rows.iter_mut().enumerate() {
-        *row = T::row(level, layer, kept, i, &x[i * features..][..features]);
-    }
-    let sums = &mut sums[..2 * blocks.count * rows.len()];
-    let numbers = &*rows;
-    parallel::fill(sums, 2, 2 * size_of_val(x), |index, sums| {
-        let (row, at) = (&numbers[index / blocks.count].0, blocks.in_rows(index));
-        let (start, x, dy) = (blocks.columns(index % blocks.count).start, &x[at.clone()], &dy[at]);
-        sums.copy_from_slice(&T::row_sums(level, layer, row, start, x, dy).to_wide());
-    });
-    for ((row, coefficients), sums) in rows.iter_mut().zip(sums.chunks_exact(2 * blocks.count)) {
-        let mut total = Sums::default();
-        for block in sums.chunks_exact(2) {
-            total = total.join(Sums::from_wide([block[0], block[1]]));
-        }
-        *coefficients = row.coefficients_of(total, features);
-    }
-}
-
 /// Where the column sums of a chain go.
 enum End<'a, T: Element> {
     Gradient(Gradient<'a, T>),
     Block { dgain: &'a mut [T::Wide], dbias: &'a mut [T::Wide] },
 }
 
+impl<T: Element> End<'_, T> {
+    /// Those of the first columns, and of the others.
+    fn split(self, columns: usize) -> (Self, Self) {
+        match self {
+            Self::Gradient(grad) => {
+                let (first, second) = grad.split(columns);
+                (Self::Gradient(first), Self::Gradient(second))
+            }
+            Self::Block { dgain, dbias } => {
+                let (dgain, dgain_second) = dgain.split_at_mut(columns);
+                let (dbias, dbias_second) = dbias.split_at_mut(columns);
+                (Self::Block { dgain, dbias }, Self::Block { dgain: dgain_second, dbias: dbias_second })
+            }
+        }
+    }
+
+    /// Adds the sums of some columns.
+    fn add(&mut self, columns: Range<usize>, sums: &mut Columns<'_, T>) {
+        match self {
+            Self::Gradient(grad) => grad.part(columns).add(sums.dgain, sums.dbias),
+            Self::Block { dgain, dbias } => {
+                end_chain(sums.dgain, &mut dgain[columns.clone()]);
+                end_chain(sums.dbias, &mut dbias[columns]);
+            }
+        }
+    }
+}
+
+/// The first sweep of backward over some columns.
+struct Sum<'a, T: Element> {
+    level: Level,
+    layer: Layer<'a, T>,
+    rows: &'a [(Row<T>, Coefficients<T>)],
+    x: &'a [T],
+    dy: &'a [T],
+    /// Of each row in each of these tiles, tile by tile.
+    sums: &'a mut [T::Wide],
+    /// For these columns.
+    end: End<'a, T>,
+    columns: Range<usize>,
+}
+
+impl<T: Element> Job for Sum<'_, T> {
+    fn pieces(&self) -> usize {
+        self.columns.len().div_ceil(tile::<T>())
+    }
+
+    fn split(self, pieces: usize) -> (Self, Self) {
+        let middle = after::<T>(&self.columns, pieces);
+        let (first, second) = self.end.split(middle - self.columns.start);
+        let (sums, sums_second) = self.sums.split_at_mut(2 * pieces * self.rows.len());
+        (
+            Self { sums, end: first, columns: self.columns.start..middle, ..self },
+            Self { sums: sums_second, end: second, columns: middle..self.columns.end, ..self },
+        )
+    }
+
+    fn run(mut self) {
+        let Layer { features, .. } = self.layer;
+        let (mut dgain, mut dbias) = ([T::zero(); LARGEST_BLOCK], [T::zero(); LARGEST_BLOCK]);
+        for (tile, sums) in tiles::<T>(&self.columns).zip(self.sums.chunks_exact_mut(2 * self.rows.len())) {
+            let (dgain, dbias) = (&mut dgain[..tile.len()], &mut dbias[..tile.len()]);
+            dgain.fill(T::zero());
+            dbias.fill(T::zero());
+            let mut columns = Columns { dgain, dbias };
+            for (i, ((row, _), sums)) in self.rows.iter().zip(sums.chunks_exact_mut(2)).enumerate() {
+                let at = i * features + tile.start..i * features + tile.end;
+                let (x, dy) = (&self.x[at.clone()], &self.dy[at]);
+                let of_row = T::row_sums(self.level, &self.layer, row, tile.start, x, dy, &mut columns);
+                sums.copy_from_slice(&of_row.to_wide());
+            }
+            self.end.add(tile.start - self.columns.start..tile.end - self.columns.start, &mut columns);
+        }
+    }
+}
+
 /// The second sweep of backward over some columns.
-struct Gradients<'a, T: Element> {
+struct WriteGradient<'a, T> {
     level: Level,
     layer: Layer<'a, T>,
     rows: &'a [(Row<T>, Coefficients<T>)],
@@ -244,59 +300,33 @@ struct Gradients<'a, T: Element> {
     dy: &'a [T],
     /// These columns of dx.
     dx: ArrayViewMut2<'a, T>,
-    /// For these columns.
-    sums: End<'a, T>,
     columns: Range<usize>,
 }
 
-impl<T: Element> Job for Gradients<'_, T> {
+impl<T: Element> Job for WriteGradient<'_, T> {
     fn pieces(&self) -> usize {
         self.columns.len().div_ceil(tile::<T>())
     }
 
     fn split(self, pieces: usize) -> (Self, Self) {
         let middle = after::<T>(&self.columns, pieces);
-        let at = middle - self.columns.start;
-        let (dx_first, dx_second) = self.dx.split_at(Axis(1), at);
-        let (first, second) = match self.sums {
-            End::Gradient(grad) => {
-                let (first, second) = grad.split(at);
-                (End::Gradient(first), End::Gradient(second))
-            }
-            End::Block { dgain, dbias } => {
-                let (dgain, dgain_second) = dgain.split_at_mut(at);
-                let (dbias, dbias_second) = dbias.split_at_mut(at);
-                (End::Block { dgain, dbias }, End::Block { dgain: dgain_second, dbias: dbias_second })
-            }
-        };
+        let (first, second) = self.dx.split_at(Axis(1), middle - self.columns.start);
         (
-            Self { dx: dx_first, sums: first, columns: self.columns.start..middle, ..self },
-            Self { dx: dx_second, sums: second, columns: middle..self.columns.end, ..self },
+            Self { dx: first, columns: self.columns.start..middle, ..self },
+            Self { dx: second, columns: middle..self.columns.end, ..self },
         )
     }
 
     fn run(mut self) {
         let Layer { features, .. } = self.layer;
-        let (mut dgain, mut dbias) = ([T::zero(); LARGEST_BLOCK], [T::zero(); LARGEST_BLOCK]);
         for tile in tiles::<T>(&self.columns) {
             let here = tile.start - self.columns.start..tile.end - self.columns.start;
-            let (dgain, dbias) = (&mut dgain[..tile.len()], &mut dbias[..tile.len()]);
-            dgain.fill(T::zero());
-            dbias.fill(T::zero());
-            let mut columns = Columns { dgain, dbias };
             for (i, row) in self.rows.iter().enumerate() {
                 let at = i * features + tile.start..i * features + tile.end;
                 let (x, dy) = (&self.x[at.clone()], &self.dy[at]);
                 let mut dx = self.dx.row_mut(i);
                 let dx = &mut dx.as_slice_mut().expect(ROW)[here.clone()];
-                T::row_gradients(self.level, &self.layer, row, tile.start, x, dy, dx, &mut columns);
-            }
-            match &mut self.sums {
-                End::Gradient(grad) => grad.part(here).add(columns.dgain, columns.dbias),
-                End::Block { dgain, dbias } => {
-                    end_chain(columns.dgain, &mut dgain[here.clone()]);
-                    end_chain(columns.dbias, &mut dbias[here]);
-                }
+                T::write_row(self.level, &self.layer, row, tile.start, x, dy, dx);
             }
         }
     }

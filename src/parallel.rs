@@ -106,11 +106,14 @@ impl<N: Send, F: Fn(usize, &mut [N]) + Sync> Job for Fill<'_, N, F> {
     }
 }
 
-/// Lends `f` a buffer of `len` elements, whatever is in them. It is this thread's, and kept for the next call.
+/// Lends `f` a buffer of `len` elements that starts at a cache line, whatever is in them. It is this thread's, and kept
+/// for the next call.
 pub(crate) fn lend<T: Number, R>(len: usize, f: impl FnOnce(&mut [T]) -> R) -> R {
     // Taken, not borrowed: another job may run on this thread before `f` returns.
     let mut buffer = T::with_scratch(|scratch| std::mem::take(&mut scratch.elements));
-    let result = f(grown(&mut buffer, len));
+    let lines = grown(&mut buffer, len + T::LANES);
+    let start = lines.as_ptr().align_offset(size_of::<T::Chunk>()).min(T::LANES);
+    let result = f(&mut lines[start..start + len]);
     T::with_scratch(|scratch| scratch.elements = buffer);
     result
 }

@@ -268,8 +268,7 @@ pub(crate) fn backward<T: Element, D: Dimension>(
         // One chain: nothing wider is needed.
         job.with_buffers(|job, mut buffers| {
             job.run_chain(0..rows, &mut buffers);
-            let (dgain, dbias) = buffers.columns.split_at(features);
-            grad.add(dgain, dbias);
+            grad.add(buffers.columns.dgain, buffers.columns.dbias);
         });
         return;
     }
@@ -301,7 +300,7 @@ struct Backward<'a, 'v, T: Element> {
 
 /// Column sums, and a tile each for x, dy and dx.
 struct Buffers<'a, T> {
-    columns: &'a mut [T],
+    columns: Columns<'a, T>,
     x: &'a mut [T],
     dy: &'a mut [T],
     dx: &'a mut [T],
@@ -316,12 +315,16 @@ impl<T: Element> Backward<'_, '_, T> {
 
     /// Lends `f` its buffers, the columns zeroed.
     fn with_buffers(mut self, f: impl FnOnce(&mut Self, Buffers<'_, T>)) {
-        let (columns, tile) = (2 * self.call.layer.features, self.tile());
-        parallel::lend(columns + 3 * tile, |buffer| {
-            let (columns, tiles) = buffer.split_at_mut(columns);
+        let (features, tile) = (self.call.layer.features, self.tile());
+        // dbias starts at a cache line, as dgain does.
+        let line = features.next_multiple_of(T::LANES);
+        parallel::lend(2 * line + 3 * tile, |buffer: &mut [T]| {
+            let (columns, tiles) = buffer.split_at_mut(2 * line);
             let (x, tiles) = tiles.split_at_mut(tile);
             let (dy, dx) = tiles.split_at_mut(tile);
             columns.fill(T::zero());
+            let (dgain, dbias) = columns.split_at_mut(line);
+            let columns = Columns { dgain: &mut dgain[..features], dbias: &mut dbias[..features] };
             f(&mut self, Buffers { columns, x, dy, dx });
         });
     }
@@ -329,8 +332,7 @@ impl<T: Element> Backward<'_, '_, T> {
     /// dx of some rows, at most a chain; adds to the columns.
     fn run_chain(&mut self, rows: Range<usize>, buffers: &mut Buffers<'_, T>) {
         let Call { level, layer, .. } = *self.call;
-        let (dgain, dbias) = buffers.columns.split_at_mut(layer.features);
-        let columns = &mut Columns { dgain, dbias };
+        let columns = &mut buffers.columns;
         let step = if buffers.x.is_empty() { CHAIN } else { self.call.tile_rows() };
         for rows in steps(rows, step) {
             let x = self.x.rows(self.call, rows.clone(), buffers.x);
@@ -364,12 +366,14 @@ impl<T: Element> Job for Backward<'_, '_, T> {
     }
 
     fn run(self) {
-        let (block, width) = (self.block(), 2 * self.call.layer.features);
+        let (block, features) = (self.block(), self.call.layer.features);
         self.with_buffers(|job, mut buffers| {
             for (index, rows) in steps(job.rows.clone(), block).enumerate() {
                 for chain in steps(rows, CHAIN) {
                     job.run_chain(chain, &mut buffers);
-                    end_chain(buffers.columns, &mut job.blocks[index * width..][..width]);
+                    let (dgain, dbias) = job.blocks[2 * index * features..][..2 * features].split_at_mut(features);
+                    end_chain(buffers.columns.dgain, dgain);
+                    end_chain(buffers.columns.dbias, dbias);
                 }
             }
         });

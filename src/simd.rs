@@ -123,6 +123,17 @@ pub(crate) fn load<S: Simd, T: Number>(simd: S, chunk: &T::Chunk) -> Vector<S, T
     Vector::<S, T>::load_array_ref(simd, chunk)
 }
 
+/// Vectors of a row from which on its stores are made to meet cache lines: arrays are aligned to 16 bytes more often
+/// than not, and a store across two lines costs twice.
+const ALIGNED: usize = 12;
+
+/// Elements of a row to be written in front of its first cache line; 0 if it is short. The vector there is written
+/// twice, the same both times.
+#[inline(always)]
+pub(crate) fn front<T: Number>(row: &[T]) -> usize {
+    if row.len() < ALIGNED * T::LANES { 0 } else { row.as_ptr().align_offset(size_of::<T::Chunk>()).min(T::LANES) }
+}
+
 /// The sums over the lanes of some vectors, which it uses up: that of vector i in lane i, and from there in every lane
 /// as many further. Their number is a power of two.
 #[inline(always)]

@@ -6,17 +6,20 @@
 //!     p = dy · rstd
 //!     q = gain · p
 //!     first pass:   Q = Σ q,   D = Σ q·(x − mean) − low·Q          = Σ q·d
-//!     k = Q/n,   m = rstd²·D/n
-//!     second pass:  dx = (q − k) − d·m
 //!                   dgain += p·d
 //!                   dbias += dy
+//!     k = Q/n,   m = rstd²·D/n
+//!     second pass:  dx = (q − k) − d·m
 //!
-//! R rows at a time: the first pass of each, then the second of two and two
+//! R rows at a time: the first pass of P and P, then the second of two and two
 //! ```
 //!
 //! Q and D are sums as in [`moments`](super::moments): turns and tree in a block, blocks joined in order, wide. d is
 //! computed again, not stored: two subtractions cost less than a load and a store. rstd goes into q, so that dx needs
 //! no multiplication of its own, and k has the rounding of q: of one feature, q − k is 0.
+//!
+//! The columns belong to the first pass: each pass then stores to few places at a time (P rows of x and dy and three
+//! arrays of columns there, two rows of x, dy and dx here), so that rows of 4096 bytes do not push each other out of L1.
 
 #![doc = include_str!("../../docs/backward.md")]
 
@@ -26,9 +29,12 @@ use fearless_simd::{Simd, SimdBase};
 use fearless_simd_macros::simd;
 
 use crate::kernels::normalize::Layer;
-use crate::kernels::passes::{Coefficients, Columns, KeptRows, Read, Row, Second, Sums, gradients, partial_sums};
+use crate::kernels::passes::{Coefficients, Columns, KeptRows, Row, Second, Sums, sums, write};
 use crate::number::{Number, times_power_of_two};
 use crate::simd::{Tail, Vector, splat, tree};
+
+/// Vectors of the longest rows that are best read and written one by one where memory sets the pace.
+const ALONE: usize = 64;
 
 /// dx of rows of any number of features, side by side in `x`, `dy` and `dx`; adds their columns to `columns`.
 ///
@@ -61,23 +67,27 @@ pub(crate) fn backward<S: Simd, T: Number>(
     }
     let vectors = features.div_ceil(T::LANES);
     let narrow = const { S::f32s::LEN < 8 };
-    let done = if narrow || streams && vectors > 4 && features <= T::BLOCK {
+    let done = if narrow || streams && (5..=ALONE).contains(&vectors) {
         // Memory sets the pace, and it is fastest where each row is read and written before the next.
         0
     } else if vectors <= 8 {
         // The reductions are a large part of the work.
-        groups::<S, T, 8>(simd, &layer, &kept, x, dy, dx, columns, 0..rows / 8 * 8)
+        groups::<S, T, 8, 2>(simd, &layer, &kept, x, dy, dx, columns, 0..rows / 8 * 8)
+    } else if vectors <= ALONE {
+        groups::<S, T, 2, 2>(simd, &layer, &kept, x, dy, dx, columns, 0..rows / 2 * 2)
     } else {
-        groups::<S, T, 4>(simd, &layer, &kept, x, dy, dx, columns, 0..rows / 4 * 4)
+        // The columns are a large part of the traffic.
+        groups::<S, T, 4, 4>(simd, &layer, &kept, x, dy, dx, columns, 0..rows / 4 * 4)
     };
-    groups::<S, T, 1>(simd, &layer, &kept, x, dy, dx, columns, done..rows);
+    groups::<S, T, 1, 1>(simd, &layer, &kept, x, dy, dx, columns, done..rows);
 }
 
-/// Rows that need not be rescaled, `R` at a time; `R` divides their number. Returns the row after the last.
+/// Rows that need not be rescaled, `R` at a time; `R` divides their number, and `P` divides `R`. Returns the row after
+/// the last.
 #[simd]
 #[inline(never)]
 #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
-fn groups<S: Simd, T: Number, const R: usize>(
+fn groups<S: Simd, T: Number, const R: usize, const P: usize>(
     simd: S,
     layer: &Layer<'_, T>,
     kept: &KeptRows<'_, T>,
@@ -91,19 +101,25 @@ fn groups<S: Simd, T: Number, const R: usize>(
     let end = rows.end;
     let at = rows.start * features..end * features;
     let tail = Tail::new(simd, features.min(T::BLOCK));
+    let gain = layer.gain(0, tail.len());
     let inputs = x[at.clone()].chunks_exact(R * features).zip(dy[at.clone()].chunks_exact(R * features));
     for ((first, (x, dy)), dx) in rows.step_by(R).zip(inputs).zip(dx[at].chunks_exact_mut(R * features)) {
-        let group = if features <= T::BLOCK {
-            Group::<T, R>::of_blocks(simd, &tail, layer, kept, first, x, dy)
+        let mut group = Group::<T, R>::new(kept, first);
+        if features <= T::BLOCK {
+            group.sum_blocks::<S, P>(simd, &tail, gain, x, dy, columns);
+            group.write(simd, &tail, gain, features, 0, x, dy, dx);
         } else {
-            Group::of_long_rows(simd, layer, kept, first, x, dy)
-        };
-        group.gradients(simd, layer, x, dy, dx, columns);
+            group.sum_long_rows::<S, P>(simd, layer, x, dy, columns);
+            for start in (0..features).step_by(T::BLOCK) {
+                let len = (features - start).min(T::BLOCK);
+                group.write(simd, &Tail::new(simd, len), layer.gain(start, len), features, start, x, dy, dx);
+            }
+        }
     }
     end
 }
 
-/// What the second pass needs to know of `R` rows. Arrays, not an array of rows: they are computed as vectors then.
+/// What the passes need to know of `R` rows. Arrays, not an array of rows: they are computed as vectors then.
 struct Group<T, const R: usize> {
     mean: [T; R],
     low: [T; R],
@@ -115,13 +131,8 @@ struct Group<T, const R: usize> {
 impl<T: Number, const R: usize> Group<T, R> {
     #[inline(always)]
     fn new(kept: &KeptRows<'_, T>, first: usize) -> Self {
-        let mut group = Self {
-            mean: [T::zero(); R],
-            low: [T::zero(); R],
-            rstd: [T::zero(); R],
-            k: [T::zero(); R],
-            m: [T::zero(); R],
-        };
+        let zeros = [T::zero(); R];
+        let mut group = Self { mean: zeros, low: zeros, rstd: zeros, k: zeros, m: zeros };
         group.mean.copy_from_slice(&kept.mean[first..][..R]);
         group.low.copy_from_slice(&kept.low[first..][..R]);
         group.rstd.copy_from_slice(&kept.rstd[first..][..R]);
@@ -133,84 +144,100 @@ impl<T: Number, const R: usize> Group<T, R> {
         Row::new(self.mean[i], self.low[i], self.rstd[i])
     }
 
-    /// Of rows of one block.
+    /// `P` rows from `first` on.
     #[inline(always)]
-    fn of_blocks<S: Simd>(
+    fn rows<const P: usize>(&self, first: usize) -> [Row<T>; P] {
+        let mut rows = [Row::default(); P];
+        for (i, row) in rows.iter_mut().enumerate() {
+            *row = self.row(first + i);
+        }
+        rows
+    }
+
+    /// The first pass over rows of one block.
+    #[inline(always)]
+    fn sum_blocks<S: Simd, const P: usize>(
+        &mut self,
         simd: S,
         tail: &Tail<S, T>,
-        layer: &Layer<'_, T>,
-        kept: &KeptRows<'_, T>,
-        first: usize,
+        gain: &[T],
         x: &[T],
         dy: &[T],
-    ) -> Self {
-        let mut group = Self::new(kept, first);
+        columns: &mut Columns<'_, T>,
+    ) {
         let features = tail.len();
-        let gain = layer.gain(0, features);
         let zeros = [splat(simd, T::zero()); R];
         let (mut q, mut qd) = (zeros, zeros);
-        for (i, (x, dy)) in x.chunks_exact(features).zip(dy.chunks_exact(features)).enumerate() {
-            (q[i], qd[i]) = partial_sums(simd, tail, &group.row(i), &Read { gain, x, dy });
+        for (i, (x, dy)) in x.chunks_exact(P * features).zip(dy.chunks_exact(P * features)).enumerate() {
+            let (x, dy) = (split(x, features, 0, features), split(dy, features, 0, features));
+            let sums = sums::<S, T, P>(simd, tail, gain, &self.rows(i * P), x, dy, columns);
+            for r in 0..P {
+                (q[i * P + r], qd[i * P + r]) = sums[r];
+            }
         }
         let (q, qd) = (tree(&mut q), tree(&mut qd));
         let (q, qd) = (q.as_slice(), qd.as_slice());
         for i in 0..R {
-            Coefficients { k: group.k[i], m: group.m[i] } =
-                group.row(i).coefficients(q[i].into(), qd[i].into(), features);
+            Coefficients { k: self.k[i], m: self.m[i] } = self.row(i).coefficients(q[i].into(), qd[i].into(), features);
         }
-        group
     }
 
-    /// Of rows of several blocks.
+    /// The first pass over rows of several blocks.
     #[inline(always)]
-    fn of_long_rows<S: Simd>(
-        simd: S,
-        layer: &Layer<'_, T>,
-        kept: &KeptRows<'_, T>,
-        first: usize,
-        x: &[T],
-        dy: &[T],
-    ) -> Self {
-        let mut group = Self::new(kept, first);
-        let features = layer.features;
-        for (i, (x, dy)) in x.chunks_exact(features).zip(dy.chunks_exact(features)).enumerate() {
-            let row = group.row(i);
-            Coefficients { k: group.k[i], m: group.m[i] } =
-                row.coefficients_of(all_sums(simd, layer, &row, x, dy), features);
-        }
-        group
-    }
-
-    /// dx and columns of the rows.
-    #[inline(always)]
-    fn gradients<S: Simd>(
-        &self,
+    fn sum_long_rows<S: Simd, const P: usize>(
+        &mut self,
         simd: S,
         layer: &Layer<'_, T>,
         x: &[T],
         dy: &[T],
-        dx: &mut [T],
         columns: &mut Columns<'_, T>,
     ) {
         let features = layer.features;
-        for start in (0..features).step_by(T::BLOCK) {
-            let at = start..(start + T::BLOCK).min(features);
-            let (tail, gain) = (Tail::new(simd, at.len()), layer.gain(start, at.len()));
-            let columns = &mut columns.part(at.clone());
-            if R == 1 {
-                let (x, dy, dx) = ([&x[at.clone()]], [&dy[at.clone()]], [&mut dx[at]]);
-                gradients(simd, &tail, gain, &[self.second(simd, 0)], x, dy, dx, columns);
-                continue;
+        for (i, (x, dy)) in x.chunks_exact(P * features).zip(dy.chunks_exact(P * features)).enumerate() {
+            let rows = self.rows(i * P);
+            let mut total = [Sums::<T::Wide>::default(); P];
+            for start in (0..features).step_by(T::BLOCK) {
+                let len = (features - start).min(T::BLOCK);
+                let (tail, gain) = (Tail::new(simd, len), layer.gain(start, len));
+                let (x, dy) = (split(x, features, start, len), split(dy, features, start, len));
+                let block = sums::<S, T, P>(simd, &tail, gain, &rows, x, dy, &mut columns.part(start..start + len));
+                for r in 0..P {
+                    total[r] = total[r].join(Sums::of_partial::<S, T>(block[r].0, block[r].1));
+                }
             }
-            let inputs = x.chunks_exact(2 * features).zip(dy.chunks_exact(2 * features));
-            for (i, ((x, dy), dx)) in inputs.zip(dx.chunks_exact_mut(2 * features)).enumerate() {
-                let (x, dy, dx) = (x.split_at(features), dy.split_at(features), dx.split_at_mut(features));
-                let rows = [self.second(simd, 2 * i), self.second(simd, 2 * i + 1)];
-                let x = [&x.0[at.clone()], &x.1[at.clone()]];
-                let dy = [&dy.0[at.clone()], &dy.1[at.clone()]];
-                let dx = [&mut dx.0[at.clone()], &mut dx.1[at.clone()]];
-                gradients(simd, &tail, gain, &rows, x, dy, dx, columns);
+            for r in 0..P {
+                Coefficients { k: self.k[i * P + r], m: self.m[i * P + r] } =
+                    rows[r].coefficients_of(total[r], features);
             }
+        }
+    }
+
+    /// The second pass over the columns from `start` on.
+    #[inline(always)]
+    #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
+    fn write<S: Simd>(
+        &self,
+        simd: S,
+        tail: &Tail<S, T>,
+        gain: &[T],
+        features: usize,
+        start: usize,
+        x: &[T],
+        dy: &[T],
+        dx: &mut [T],
+    ) {
+        let columns = start..start + tail.len();
+        if R == 1 {
+            let (x, dy, dx) = ([&x[columns.clone()]], [&dy[columns.clone()]], [&mut dx[columns]]);
+            return write(simd, tail, gain, &[self.second(simd, 0)], x, dy, dx);
+        }
+        let inputs = x.chunks_exact(2 * features).zip(dy.chunks_exact(2 * features));
+        for (i, ((x, dy), dx)) in inputs.zip(dx.chunks_exact_mut(2 * features)).enumerate() {
+            let rows = [self.second(simd, 2 * i), self.second(simd, 2 * i + 1)];
+            let (x, dy) = (split(x, features, start, tail.len()), split(dy, features, start, tail.len()));
+            let dx = dx.split_at_mut(features);
+            let dx = [&mut dx.0[columns.clone()], &mut dx.1[columns.clone()]];
+            write(simd, tail, gain, &rows, x, dy, dx);
         }
     }
 
@@ -220,14 +247,14 @@ impl<T: Number, const R: usize> Group<T, R> {
     }
 }
 
-/// The sums of a whole row.
-#[simd]
-fn all_sums<S: Simd, T: Number>(simd: S, layer: &Layer<'_, T>, row: &Row<T>, x: &[T], dy: &[T]) -> Sums<T::Wide> {
-    let mut sums = Sums::default();
-    for (block, (x, dy)) in x.chunks(T::BLOCK).zip(dy.chunks(T::BLOCK)).enumerate() {
-        sums = sums.join(row_sums(simd, layer, row, block * T::BLOCK, x, dy));
+/// `len` columns from `start` on of each of `P` rows.
+#[inline(always)]
+fn split<T, const P: usize>(rows: &[T], features: usize, start: usize, len: usize) -> [&[T]; P] {
+    let mut columns = [rows; P];
+    for (i, row) in columns.iter_mut().enumerate() {
+        *row = &rows[i * features + start..][..len];
     }
-    sums
+    columns
 }
 
 /// A row of any length and scale.
@@ -246,11 +273,16 @@ fn careful_row<S: Simd, T: Number>(
     columns: &mut Columns<'_, T>,
 ) {
     let row = Row::rescaled(simd, layer, kept, row, x);
-    let coefficients = row.coefficients_of(all_sums(simd, layer, &row, x, dy), layer.features);
-    row_gradients(simd, layer, &row, &coefficients, 0, x, dy, dx, columns);
+    let mut sums = Sums::default();
+    for start in (0..x.len()).step_by(T::BLOCK) {
+        let at = start..(start + T::BLOCK).min(x.len());
+        let columns = &mut columns.part(at.clone());
+        sums = sums.join(row_sums(simd, layer, &row, start, &x[at.clone()], &dy[at], columns));
+    }
+    write_row(simd, layer, &row, &row.coefficients_of(sums, layer.features), 0, x, dy, dx);
 }
 
-/// The sums of a block of a row that starts at feature `start`.
+/// The first pass over a block of a row that starts at feature `start`.
 #[simd]
 pub(crate) fn row_sums<S: Simd, T: Number>(
     simd: S,
@@ -259,20 +291,20 @@ pub(crate) fn row_sums<S: Simd, T: Number>(
     start: usize,
     x: &[T],
     dy: &[T],
+    columns: &mut Columns<'_, T>,
 ) -> Sums<T::Wide> {
     if row.exponent != 0 {
-        return row.with_rescaled(x, |row, x| row_sums(simd, layer, row, start, x, dy));
+        return row.with_rescaled(x, |row, x| row_sums(simd, layer, row, start, x, dy, columns));
     }
-    let tail = Tail::new(simd, x.len());
-    let block = Read { gain: layer.gain(start, x.len()), x, dy };
-    let (q, qd) = partial_sums(simd, &tail, row, &block);
+    let (tail, gain) = (Tail::new(simd, x.len()), layer.gain(start, x.len()));
+    let [(q, qd)] = sums(simd, &tail, gain, &[*row], [x], [dy], columns);
     Sums::of_partial::<S, T>(q, qd)
 }
 
-/// dx and columns of the features from `start` on of one row.
+/// The second pass over the features from `start` on of one row.
 #[simd]
 #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
-pub(crate) fn row_gradients<S: Simd, T: Number>(
+pub(crate) fn write_row<S: Simd, T: Number>(
     simd: S,
     layer: &Layer<'_, T>,
     row: &Row<T>,
@@ -281,22 +313,17 @@ pub(crate) fn row_gradients<S: Simd, T: Number>(
     x: &[T],
     dy: &[T],
     dx: &mut [T],
-    columns: &mut Columns<'_, T>,
 ) {
     for at in (0..x.len()).step_by(T::BLOCK) {
         let block = at..(at + T::BLOCK).min(x.len());
         let start = start + at;
-        let (x, dy, dx) = (&x[block.clone()], &dy[block.clone()], &mut dx[block.clone()]);
-        let mut columns = columns.part(block);
+        let (x, dy, dx) = (&x[block.clone()], &dy[block.clone()], &mut dx[block]);
         if row.exponent != 0 {
-            row.with_rescaled(x, |row, x| {
-                row_gradients(simd, layer, row, coefficients, start, x, dy, dx, &mut columns);
-            });
+            row.with_rescaled(x, |row, x| write_row(simd, layer, row, coefficients, start, x, dy, dx));
             dx.iter_mut().for_each(|dx| *dx = times_power_of_two(*dx, -row.exponent));
             continue;
         }
-        let tail = Tail::new(simd, x.len());
-        let gain = layer.gain(start, x.len());
-        gradients(simd, &tail, gain, &[Second::new(simd, row, coefficients)], [x], [dy], [dx], &mut columns);
+        let (tail, gain) = (Tail::new(simd, x.len()), layer.gain(start, x.len()));
+        write(simd, &tail, gain, &[Second::new(simd, row, coefficients)], [x], [dy], [dx]);
     }
 }

@@ -21,7 +21,7 @@ use fearless_simd_macros::simd;
 use crate::kernels::moments::{Epsilon, Moments, Statistics, near_means, partial_sums, row_moments, sample};
 use crate::kernels::rescale::{Rescaled, rescale, rescued};
 use crate::number::{LARGEST_BLOCK, Number};
-use crate::simd::{Tail, Vector, load, splat, tree};
+use crate::simd::{Tail, Vector, front, load, splat, tree};
 
 /// Gain and bias of a block of features: ones and zeros where the layer has none.
 #[derive(Clone, Copy, Debug)]
@@ -342,10 +342,6 @@ impl<V> Splat<V> {
     }
 }
 
-/// Vectors of a row from which on its stores are made to meet cache lines: arrays are aligned to 16 bytes more often
-/// than not, and a store across two lines costs twice.
-const ALIGNED: usize = 12;
-
 /// y of a block of each of `P` rows.
 #[inline(always)]
 fn write<S: Simd, T: Number, const P: usize>(
@@ -356,10 +352,7 @@ fn write<S: Simd, T: Number, const P: usize>(
     x: [&[T]; P],
     mut y: [&mut [T]; P],
 ) {
-    let len = tail.len();
-    // Elements in front of the first cache line. A vector may be written twice: it does not change.
-    let front =
-        if len < ALIGNED * T::LANES { 0 } else { y[0].as_ptr().align_offset(size_of::<T::Chunk>()).min(T::LANES) };
+    let front = front(y[0]);
     if front > 0 {
         let (gain, bias) = (load::<S, T>(simd, &T::chunks(gain).0[0]), load::<S, T>(simd, &T::chunks(bias).0[0]));
         for r in 0..P {
@@ -378,7 +371,7 @@ fn write<S: Simd, T: Number, const P: usize>(
             rows[r].affine(load::<S, T>(simd, &from[r][i]), gain, bias).store_array(&mut to[r][i]);
         }
     }
-    if front + count * T::LANES < len {
+    if front + count * T::LANES < tail.len() {
         let (gain, bias) = (tail.load_all(gain), tail.load_all(bias));
         for r in 0..P {
             tail.store_all(rows[r].affine(tail.load_all(x[r]), gain, bias), y[r]);

@@ -8,7 +8,7 @@ use crate::kernels::moments::Statistics;
 use crate::kernels::normalize::Layer;
 use crate::kernels::rescale::{rescale, rescued_at};
 use crate::number::{LARGEST_BLOCK, Number, Wide};
-use crate::simd::{TURNS, Tail, Turns, Vector, load, splat, tree, vectors};
+use crate::simd::{TURNS, Tail, Turns, Vector, front, load, splat, tree, vectors};
 
 /// What forward kept of some rows, one number a row in each slice.
 #[derive(Clone, Copy, Debug)]
@@ -149,68 +149,116 @@ pub(crate) struct Coefficients<T> {
     pub(crate) m: T,
 }
 
-/// The partial sums of Q and Σ q·(x − mean) of a block.
-struct Partial<V> {
-    row: First<V>,
-    q: Turns<V>,
-    qd: Turns<V>,
+/// What both passes need of a row, in every lane.
+#[derive(Clone, Copy)]
+struct Lanes<V> {
+    mean: V,
+    low: V,
+    rstd: V,
 }
 
-impl<V: Copy> Partial<V> {
+impl<V: Copy> Lanes<V> {
     #[inline(always)]
     fn new<S: Simd, T: Number<Vector<S> = V>>(simd: S, row: &Row<T>) -> Self {
-        let zero = splat(simd, T::zero());
-        let row = First { mean: splat(simd, row.mean), rstd: splat(simd, row.rstd) };
-        Self { row, q: [zero, zero], qd: [zero, zero] }
+        Self { mean: splat(simd, row.mean), low: splat(simd, row.low), rstd: splat(simd, row.rstd) }
     }
 
-    /// With a vector of the block.
+    /// q, q·(x − mean) and p·d.
     #[inline(always)]
-    fn add<S: Simd>(&mut self, turn: usize, gain: V, x: V, dy: V)
+    fn terms<S: Simd>(&self, gain: V, x: V, dy: V) -> (V, V, V)
     where
         V: SimdBase<S>,
     {
-        let q = gain * (dy * self.row.rstd);
-        self.q[turn] += q;
-        self.qd[turn] += q * (x - self.row.mean);
+        let p = dy * self.rstd;
+        let (q, d) = (gain * p, x - self.mean);
+        (q, q * d, p * (d - self.low))
     }
+}
 
-    /// With the tail of the block: the partial sums.
-    #[inline(always)]
-    fn end<S: Simd, T: Number<Vector<S> = V>>(mut self, simd: S, tail: &Tail<S, T>, block: &Read<'_, T>) -> (V, V)
-    where
-        V: SimdBase<S>,
+/// The first pass over a block of each of `P` rows: their partial sums; adds to `columns`.
+#[inline(always)]
+pub(crate) fn sums<S: Simd, T: Number, const P: usize>(
+    simd: S,
+    tail: &Tail<S, T>,
+    gain: &[T],
+    rows: &[Row<T>; P],
+    x: [&[T]; P],
+    dy: [&[T]; P],
+    columns: &mut Columns<'_, T>,
+) -> [(Vector<S, T>, Vector<S, T>); P] {
+    let zero = splat(simd, T::zero());
+    let mut lanes = [Lanes::new(simd, &rows[0]); P];
+    for r in 1..P {
+        lanes[r] = Lanes::new(simd, &rows[r]);
+    }
+    let (mut q, mut qd) = ([[zero; TURNS]; P], [[zero; TURNS]; P]);
+    let gains = vectors(gain);
+    let (xs, dys) = (x.map(vectors), dy.map(vectors));
+    let (dgains, odd_dgain) = T::chunks_mut(columns.dgain).0.as_chunks_mut::<TURNS>();
+    let (dbiases, odd_dbias) = T::chunks_mut(columns.dbias).0.as_chunks_mut::<TURNS>();
     {
-        if !tail.is_empty() {
-            // Filled up with zeros, which add nothing.
-            let zero = splat(simd, T::zero());
-            let (gain, dy) = (tail.load(block.gain, zero), tail.load(block.dy, zero));
-            self.add(tail.turn, gain, tail.load(block.x, self.row.mean), dy);
+        let count = gains.pairs.len();
+        let (dgains, dbiases) = (&mut dgains[..count], &mut dbiases[..count]);
+        let (x, dy) = (xs.map(|x| &x.pairs[..count]), dys.map(|dy| &dy.pairs[..count]));
+        for i in 0..count {
+            for t in 0..TURNS {
+                let gain = load::<S, T>(simd, &gains.pairs[i][t]);
+                let (mut dgain, mut dbias) = (load::<S, T>(simd, &dgains[i][t]), load::<S, T>(simd, &dbiases[i][t]));
+                for r in 0..P {
+                    let dy = load::<S, T>(simd, &dy[r][i][t]);
+                    let terms = lanes[r].terms(gain, load::<S, T>(simd, &x[r][i][t]), dy);
+                    q[r][t] += terms.0;
+                    qd[r][t] += terms.1;
+                    dgain += terms.2;
+                    dbias += dy;
+                }
+                dgain.store_array(&mut dgains[i][t]);
+                dbias.store_array(&mut dbiases[i][t]);
+            }
         }
-        (self.q[0] + self.q[1], self.qd[0] + self.qd[1])
     }
-}
-
-/// A block of a row to be read.
-pub(crate) struct Read<'a, T> {
-    pub(crate) gain: &'a [T],
-    pub(crate) x: &'a [T],
-    pub(crate) dy: &'a [T],
-}
-
-/// What the first pass needs of a row, in every lane.
-#[derive(Clone, Copy)]
-struct First<V> {
-    mean: V,
-    rstd: V,
+    if let (Some(gain), [dgains], [dbiases]) = (gains.odd, odd_dgain, odd_dbias) {
+        let gain = load::<S, T>(simd, gain);
+        let (mut dgain, mut dbias) = (load::<S, T>(simd, dgains), load::<S, T>(simd, dbiases));
+        for r in 0..P {
+            if let (Some(x), Some(dy)) = (xs[r].odd, dys[r].odd) {
+                let dy = load::<S, T>(simd, dy);
+                let terms = lanes[r].terms(gain, load::<S, T>(simd, x), dy);
+                q[r][0] += terms.0;
+                qd[r][0] += terms.1;
+                dgain += terms.2;
+                dbias += dy;
+            }
+        }
+        dgain.store_array(dgains);
+        dbias.store_array(dbiases);
+    }
+    if !tail.is_empty() {
+        let gain = tail.load(gain, zero);
+        let (mut dgain, mut dbias) = (tail.load_all(columns.dgain), tail.load_all(columns.dbias));
+        for r in 0..P {
+            // Filled up with what adds nothing.
+            let dy = tail.load(dy[r], zero);
+            let terms = lanes[r].terms(gain, tail.load(x[r], lanes[r].mean), dy);
+            q[r][tail.turn] += terms.0;
+            qd[r][tail.turn] += terms.1;
+            dgain += terms.2;
+            dbias += dy;
+        }
+        tail.store_all(dgain, columns.dgain);
+        tail.store_all(dbias, columns.dbias);
+    }
+    let mut sums = [(zero, zero); P];
+    for r in 0..P {
+        sums[r] = (q[r][0] + q[r][1], qd[r][0] + qd[r][1]);
+    }
+    sums
 }
 
 /// What the second pass needs of a row, in every lane.
 #[derive(Clone, Copy)]
 pub(crate) struct Second<V> {
-    mean: V,
-    low: V,
-    rstd: V,
+    row: Lanes<V>,
     k: V,
     m: V,
 }
@@ -222,31 +270,22 @@ impl<V: Copy> Second<V> {
         row: &Row<T>,
         coefficients: &Coefficients<T>,
     ) -> Self {
-        Self {
-            mean: splat(simd, row.mean),
-            low: splat(simd, row.low),
-            rstd: splat(simd, row.rstd),
-            k: splat(simd, coefficients.k),
-            m: splat(simd, coefficients.m),
-        }
+        Self { row: Lanes::new(simd, row), k: splat(simd, coefficients.k), m: splat(simd, coefficients.m) }
     }
 
-    /// dx and p·d.
     #[inline(always)]
-    fn gradients<S: Simd>(&self, gain: V, x: V, dy: V) -> (V, V)
+    fn dx<S: Simd>(&self, gain: V, x: V, dy: V) -> V
     where
         V: SimdBase<S>,
     {
-        let d = (x - self.mean) - self.low;
-        let p = dy * self.rstd;
-        ((gain * p - self.k) - d * self.m, p * d)
+        let d = (x - self.row.mean) - self.row.low;
+        (gain * (dy * self.row.rstd) - self.k) - d * self.m
     }
 }
 
 /// The second pass over a block of each of `P` rows.
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
-pub(crate) fn gradients<S: Simd, T: Number, const P: usize>(
+pub(crate) fn write<S: Simd, T: Number, const P: usize>(
     simd: S,
     tail: &Tail<S, T>,
     gain: &[T],
@@ -254,62 +293,33 @@ pub(crate) fn gradients<S: Simd, T: Number, const P: usize>(
     x: [&[T]; P],
     dy: [&[T]; P],
     mut dx: [&mut [T]; P],
-    columns: &mut Columns<'_, T>,
 ) {
-    let Columns { dgain, dbias } = columns;
-    let gains = T::chunks(gain).0;
+    let front = front(dx[0]);
+    if front > 0 {
+        let gain = load::<S, T>(simd, &T::chunks(gain).0[0]);
+        for r in 0..P {
+            let (x, dy) = (load::<S, T>(simd, &T::chunks(x[r]).0[0]), load::<S, T>(simd, &T::chunks(dy[r]).0[0]));
+            rows[r].dx(gain, x, dy).store_array(&mut T::chunks_mut(dx[r]).0[0]);
+        }
+    }
+    let gains = T::chunks(&gain[front..]).0;
     let count = gains.len();
     {
-        let (dgains, dbiases) = (&mut T::chunks_mut(dgain).0[..count], &mut T::chunks_mut(dbias).0[..count]);
-        let (x, dy) = (x.map(|x| &T::chunks(x).0[..count]), dy.map(|dy| &T::chunks(dy).0[..count]));
-        let dx = dx.each_mut().map(|dx| &mut T::chunks_mut(dx).0[..count]);
+        let x = x.map(|x| &T::chunks(&x[front..]).0[..count]);
+        let dy = dy.map(|dy| &T::chunks(&dy[front..]).0[..count]);
+        let dx = dx.each_mut().map(|dx| &mut T::chunks_mut(&mut dx[front..]).0[..count]);
         for i in 0..count {
             let gain = load::<S, T>(simd, &gains[i]);
-            let (mut dgain, mut dbias) = (load::<S, T>(simd, &dgains[i]), load::<S, T>(simd, &dbiases[i]));
             for r in 0..P {
-                let dy = load::<S, T>(simd, &dy[r][i]);
-                let (result, pd) = rows[r].gradients(gain, load::<S, T>(simd, &x[r][i]), dy);
-                result.store_array(&mut dx[r][i]);
-                dgain += pd;
-                dbias += dy;
+                let (x, dy) = (load::<S, T>(simd, &x[r][i]), load::<S, T>(simd, &dy[r][i]));
+                rows[r].dx(gain, x, dy).store_array(&mut dx[r][i]);
             }
-            dgain.store_array(&mut dgains[i]);
-            dbias.store_array(&mut dbiases[i]);
         }
     }
-    if tail.is_empty() {
-        return;
-    }
-    let zero = splat(simd, T::zero());
-    let (mut dgains, mut dbiases) = (tail.load_all(dgain), tail.load_all(dbias));
-    for r in 0..P {
-        let dy = tail.load_all(dy[r]);
-        let (result, pd) = rows[r].gradients(tail.load_all(gain), tail.load_all(x[r]), dy);
-        tail.store_all(result, dx[r]);
-        dgains += tail.keep(pd, zero);
-        dbiases += tail.keep(dy, zero);
-    }
-    tail.store_all(dgains, dgain);
-    tail.store_all(dbiases, dbias);
-}
-
-/// The first pass over a block.
-#[inline(always)]
-pub(crate) fn partial_sums<S: Simd, T: Number>(
-    simd: S,
-    tail: &Tail<S, T>,
-    row: &Row<T>,
-    block: &Read<'_, T>,
-) -> (Vector<S, T>, Vector<S, T>) {
-    let mut partial = Partial::new(simd, row);
-    let (gain, x, dy) = (vectors(block.gain), vectors(block.x), vectors(block.dy));
-    for ((gain, x), dy) in gain.pairs.iter().zip(x.pairs).zip(dy.pairs) {
-        for t in 0..TURNS {
-            partial.add(t, load::<S, T>(simd, &gain[t]), load::<S, T>(simd, &x[t]), load::<S, T>(simd, &dy[t]));
+    if front + count * T::LANES < tail.len() {
+        let gain = tail.load_all(gain);
+        for r in 0..P {
+            tail.store_all(rows[r].dx(gain, tail.load_all(x[r]), tail.load_all(dy[r])), dx[r]);
         }
     }
-    if let (Some(gain), Some(x), Some(dy)) = (gain.odd, x.odd, dy.odd) {
-        partial.add(0, load::<S, T>(simd, gain), load::<S, T>(simd, x), load::<S, T>(simd, dy));
-    }
-    partial.end(simd, tail, block)
 }
