@@ -167,7 +167,8 @@ fn measure<C: Recurrent<f32> + Send>(
     for threads in [1, 2] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
         if let Some(criterion) = criterion {
-            let mut group = criterion.benchmark_group(format!("{name} {input}/{hidden}/{batch}/{steps}, {threads} threads"));
+            let mut group =
+                criterion.benchmark_group(format!("{name} {input}/{hidden}/{batch}/{steps}, {threads} threads"));
             group.sample_size(10);
             group.bench_function("bare products", |bencher| pool.install(|| bencher.iter(|| bare.run())));
             group.bench_function("forward", |bencher| pool.install(|| bencher.iter(|| case.forward())));
@@ -188,9 +189,12 @@ fn measure<C: Recurrent<f32> + Send>(
 }
 
 fn main() {
-    let mut criterion =
-        std::env::args().any(|argument| argument == "--criterion").then(|| Criterion::default().with_output_color(false));
-    println!("| cell | input/hidden/batch/steps | threads | bare ms | forward ms | ÷ bare | backward ms | both ÷ bare |");
+    let mut criterion = std::env::args()
+        .any(|argument| argument == "--criterion")
+        .then(|| Criterion::default().with_output_color(false));
+    println!(
+        "| cell | input/hidden/batch/steps | threads | bare ms | forward ms | ÷ bare | backward ms | both ÷ bare |"
+    );
     println!("|---|---|---|---|---|---|---|---|");
     for size in SIZES {
         let [input, hidden, ..] = size;

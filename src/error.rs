@@ -105,16 +105,18 @@ impl fmt::Display for Error {
                     None => f.write_str("no call has filled it"),
                 }
             }
-            Self::SavedCell => {
-                f.write_str("`saved` must come from a forward call of this cell, but comes from one of another kind or size")
-            }
+            Self::SavedCell => f.write_str(
+                "`saved` must come from a forward call of this cell, but comes from one of another kind or size",
+            ),
             Self::StateCell { argument, expected: true } => {
                 write!(f, "`{argument}` must have a c, as an LSTM's state has, but has none")
             }
             Self::StateCell { argument, expected: false } => {
                 write!(f, "`{argument}` must have no c, which only an LSTM's state has, but has one")
             }
-            Self::Hidden => f.write_str("a cell without hidden units has no state: `hidden` must be at least 1, but is 0"),
+            Self::Hidden => {
+                f.write_str("a cell without hidden units has no state: `hidden` must be at least 1, but is 0")
+            }
             Self::Parameter { argument, parameter, expected: true } => {
                 write!(f, "`{argument}` must have a {parameter}, as the layer has, but has none")
             }

@@ -29,12 +29,32 @@ impl<'a, T> Matrix<'a, T> {
     }
 }
 
+impl<T: Copy> Matrix<'_, T> {
+    /// Writes the transpose, row after row.
+    pub(crate) fn transpose_into<'b>(&self, to: &'b mut [T]) -> Matrix<'b, T> {
+        debug_assert!(!self.transposed, "the elements are taken row after row");
+        // A tile of each lies in the nearest cache.
+        for first in (0..self.rows).step_by(TILE) {
+            let end = (first + TILE).min(self.rows);
+            for (column, to) in to.chunks_exact_mut(self.rows).enumerate() {
+                for row in first..end {
+                    to[row] = self.elements[row * self.columns + column];
+                }
+            }
+        }
+        Matrix::new(self.columns, self.rows, to)
+    }
+}
+
 impl<'a, T: RealField> Matrix<'a, T> {
     fn view(&self) -> MatRef<'a, T> {
         let view = MatRef::from_row_major_slice(self.elements, self.rows, self.columns);
         if self.transposed { view.transpose() } else { view }
     }
 }
+
+/// Rows of a tile of [`Matrix::transpose_into`]: a cache line of `f32`.
+const TILE: usize = 16;
 
 /// Whether a product takes the place of what was there.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -46,13 +66,7 @@ pub(crate) enum Into {
 }
 
 /// c = a·b, or c += a·b, on that many threads of the pool we are in.
-pub(crate) fn multiply<T: RealField>(
-    c: &mut [T],
-    into: Into,
-    a: Matrix<'_, T>,
-    b: Matrix<'_, T>,
-    threads: usize,
-) {
+pub(crate) fn multiply<T: RealField>(c: &mut [T], into: Into, a: Matrix<'_, T>, b: Matrix<'_, T>, threads: usize) {
     let (a, b) = (a.view(), b.view());
     let c = MatMut::from_row_major_slice_mut(c, a.nrows(), b.ncols());
     let accum = match into {
@@ -100,7 +114,8 @@ mod tests {
 
     #[test]
     fn products_are_sums_of_products() {
-        for (rows, inner, columns) in [(1, 1, 1), (2, 3, 5), (1, 40, 7), (17, 33, 65), (0, 3, 2), (3, 0, 2), (3, 2, 0)] {
+        for (rows, inner, columns) in [(1, 1, 1), (2, 3, 5), (1, 40, 7), (17, 33, 65), (0, 3, 2), (3, 0, 2), (3, 2, 0)]
+        {
             check(rows, inner, columns);
         }
     }

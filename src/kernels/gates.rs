@@ -31,13 +31,17 @@ pub(crate) struct Step<'a, T> {
     /// h′·W_h, where the cell takes it apart from v.
     pub(crate) u: &'a [T],
     /// x·W_x, or x·W_x + h′·W_h.
-    pub(crate) v: &'a mut [T],
+    pub(crate) v: &'a [T],
     /// State of the step before.
     pub(crate) h_before: &'a [T],
     pub(crate) c_before: &'a [T],
     /// State of this step.
     pub(crate) h: &'a mut [T],
     pub(crate) c: &'a mut [T],
+    /// Copies of u and v for backward; empty if it needs none. The products go to memory that is used again at once, and on
+    /// from here row by row: written by the products themselves, memory that is not in a cache would slow them down.
+    pub(crate) kept_u: &'a mut [T],
+    pub(crate) kept_v: &'a mut [T],
     /// Gates, and what else backward needs.
     pub(crate) gates: &'a mut [T],
     pub(crate) saved: Saved<'a, T>,
@@ -132,11 +136,13 @@ impl<'a, T: Number> Step<'a, T> {
             piece: self.piece,
             mask: mask_rest,
             u: part(&mut self.u, all, first),
-            v: part_mut(&mut self.v, all, first),
+            v: part(&mut self.v, all, first),
             h_before: part(&mut self.h_before, all, first),
             c_before: part(&mut self.c_before, all, first),
             h: part_mut(&mut self.h, all, first),
             c: part_mut(&mut self.c, all, first),
+            kept_u: part_mut(&mut self.kept_u, all, first),
+            kept_v: part_mut(&mut self.kept_v, all, first),
             gates: part_mut(&mut self.gates, all, first),
             saved: saved_rest,
             scratch: part_mut(&mut self.scratch, all_pieces, pieces),
@@ -154,6 +160,16 @@ impl<'a, T: Number> Step<'a, T> {
             }
         }
         first
+    }
+
+    /// Copies u and v of a row for backward.
+    #[inline(always)]
+    pub(crate) fn keep_products(&mut self, row: usize) {
+        for (kept, product) in [(&mut *self.kept_u, self.u), (&mut *self.kept_v, self.v)] {
+            if !kept.is_empty() {
+                row_of_mut(kept, self.rows, row).copy_from_slice(row_of(product, self.rows, row));
+            }
+        }
     }
 
     /// The state of a padded row: that of the step before.

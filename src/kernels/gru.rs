@@ -56,6 +56,7 @@ pub(crate) fn forward<S: Simd, T: Number>(simd: S, cell: Gru<'_, T>, mut step: S
             step.keep_state(row);
             continue;
         }
+        step.keep_products(row);
         let ([p, q], scratch) = parts(step.scratch, 2 * hidden);
         let w = &mut scratch[..hidden];
         let (u, u_k) = row_of(step.u, rows, row).split_at(2 * hidden);

@@ -62,23 +62,19 @@ pub(crate) fn forward<S: Simd, T: Number>(simd: S, cell: Lstm<'_, T>, mut step: 
             step.keep_state(row);
             continue;
         }
+        step.keep_products(row);
         let ([p, q], scratch) = parts(step.scratch, width);
         let n = &mut scratch[..hidden];
-        let v = row_of_mut(step.v, rows, row);
-        let gates = row_of_mut(step.gates, rows, row);
-        let (k, q, gates) = match &cell.products {
+        let v = row_of(step.v, rows, row);
+        let (p, q) = match &cell.products {
             Some([layer_u, layer_v]) => {
                 norm(simd, layer_u, row_of(step.u, rows, row), p, saved_u);
                 norm(simd, layer_v, v, q, saved_v);
-                let (gates, k) = gates.split_at_mut(width);
-                (k, &*q, gates)
+                (&*p, &*q)
             }
-            // The gates take the place of v.
-            None => {
-                p.copy_from_slice(v);
-                (gates, cell.bias, v)
-            }
+            None => (v, cell.bias),
         };
+        let (gates, k) = row_of_mut(step.gates, rows, row).split_at_mut(width);
         let c = row_of_mut(step.c, rows, row);
         let h = row_of_mut(step.h, rows, row);
         let ([p_f, p_i, p_o, p_g], [q_f, q_i, q_o, q_g]) = (split_equal(p, hidden), split_equal(q, hidden));
@@ -136,9 +132,7 @@ pub(crate) fn backward<S: Simd, T: Number>(simd: S, cell: Lstm<'_, T>, mut step:
             step.pass_state(row);
             continue;
         }
-        let v = row_of(step.v, rows, row);
-        let gates = row_of(step.gates, rows, row);
-        let (gates, k) = if cell.products.is_some() { gates.split_at(width) } else { (v, gates) };
+        let (gates, k) = row_of(step.gates, rows, row).split_at(width);
         let [f, i, o, g] = split_equal(gates, hidden);
         let ([dp, unused], scratch) = parts(step.scratch, width);
         let ([dh, dn, dcell, dc, _], _) = parts(scratch, hidden);
@@ -200,7 +194,7 @@ pub(crate) fn backward<S: Simd, T: Number>(simd: S, cell: Lstm<'_, T>, mut step:
                 let (u, du) = (row_of(step.u, rows, row), row_of_mut(step.du, rows, row));
                 norm_back(simd, layer_u, kept[0], u, dp, du, dgain_u, dbias);
                 // The bias is the same: its gradient has been added.
-                norm_back(simd, layer_v, kept[1], v, dp, dv, dgain_v, unused);
+                norm_back(simd, layer_v, kept[1], row_of(step.v, rows, row), dp, dv, dgain_v, unused);
             }
             None => {
                 add_to(dbias, dp);

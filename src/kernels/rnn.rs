@@ -45,14 +45,29 @@ pub(crate) fn forward<S: Simd, T: Number>(simd: S, cell: Rnn<'_, T>, mut step: S
             step.keep_state(row);
             continue;
         }
+        step.keep_products(row);
         let a = row_of(step.v, rows, row);
         let p = &mut step.scratch[..hidden];
         match &cell.sum {
             Some(layer) => norm(simd, layer, a, p, saved),
-            None => map(simd, &tail, [a, cell.bias], [&mut *p], #[inline(always)] |[a, bias]| [a + bias]),
+            None => map(
+                simd,
+                &tail,
+                [a, cell.bias],
+                [&mut *p],
+                #[inline(always)]
+                |[a, bias]| [a + bias],
+            ),
         }
         let h = row_of_mut(step.h, rows, row);
-        map(simd, &tail, [p], [h], #[inline(always)] |[p]| [tanh::<S, T>(simd, p)]);
+        map(
+            simd,
+            &tail,
+            [p],
+            [h],
+            #[inline(always)]
+            |[p]| [tanh::<S, T>(simd, p)],
+        );
     }
 }
 
@@ -74,7 +89,14 @@ pub(crate) fn backward<S: Simd, T: Number>(simd: S, cell: Rnn<'_, T>, mut step: 
         let (dbias, dgain) = columns.split_at_mut(hidden);
         let da = &mut step.scratch[..hidden];
         let inputs = [&*dh, dy, row_of(step.h, rows, row)];
-        map(simd, &tail, inputs, [&mut *da], #[inline(always)] |[dh, dy, h]| [(dy + dh) * (one - h * h)]);
+        map(
+            simd,
+            &tail,
+            inputs,
+            [&mut *da],
+            #[inline(always)]
+            |[dh, dy, h]| [(dy + dh) * (one - h * h)],
+        );
         match &cell.sum {
             Some(layer) => {
                 let kept = step.kept[0].rows(row..row + 1);

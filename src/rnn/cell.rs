@@ -50,10 +50,12 @@ impl<T: Element> Base<T> {
 pub struct Size {
     /// Columns of the products.
     pub(crate) gates: usize,
-    /// Numbers beside the products and the state.
+    /// Numbers that backward needs beside the products and the state.
     pub(crate) kept: usize,
     /// How h′·W_h meets x·W_x.
     pub(crate) products: Products,
+    /// Columns of each product that backward needs: all, if they are normalized, or none.
+    pub(crate) kept_columns: usize,
     /// Normalizations.
     pub(crate) norms: usize,
     /// Whether there is a c.
@@ -65,7 +67,7 @@ pub struct Size {
 /// How h′·W_h meets x·W_x.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Products {
-    /// They are added, and only the sum is kept.
+    /// They are added.
     Summed,
     /// The cell takes them one by one.
     Apart,
@@ -84,6 +86,11 @@ impl Size {
     /// Columns of u.
     pub(crate) fn u(self) -> usize {
         if self.products == Products::Apart { self.gates } else { 0 }
+    }
+
+    /// Columns of u that backward needs.
+    pub(crate) fn kept_u(self) -> usize {
+        if self.products == Products::Apart { self.kept_columns } else { 0 }
     }
 
     /// Columns of c.

@@ -118,9 +118,13 @@ impl<T: Element> Cell<T> for Gru<T> {
     }
 
     fn size(&self) -> Size {
-        let norms = if self.placement == GruPlacement::None { 0 } else { 4 };
+        let (kept_columns, norms) = match self.placement {
+            GruPlacement::None => (0, 0),
+            GruPlacement::Products => (GATES, 4),
+        };
         let scratch = Kernel::<T>::scratch(self.base.hidden);
-        Size { gates: GATES, kept: 4, products: Products::Apart, norms, state: Parts::H, scratch }
+        // The gates, k and s.
+        Size { gates: GATES, kept: 4, products: Products::Apart, kept_columns, norms, state: Parts::H, scratch }
     }
 
     fn forward_rows(&self, step: Step<'_, T>) {

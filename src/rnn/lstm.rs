@@ -135,13 +135,14 @@ impl<T: Element> Cell<T> for Lstm<T> {
 
     fn size(&self) -> Size {
         let scratch = Kernel::<T>::scratch(self.base.hidden);
-        // The gates take the place of the summed products; beside them there is k.
-        let (products, kept, norms) = match self.placement {
-            LstmPlacement::None => (Products::Summed, 1, 0),
-            LstmPlacement::Cell => (Products::Summed, 1, 1),
-            LstmPlacement::ProductsAndCell => (Products::Apart, GATES + 1, 3),
+        let (products, kept_columns, norms) = match self.placement {
+            LstmPlacement::None => (Products::Summed, 0, 0),
+            LstmPlacement::Cell => (Products::Summed, 0, 1),
+            LstmPlacement::ProductsAndCell => (Products::Apart, GATES, 3),
         };
-        Size { gates: GATES, kept, products, norms, state: Parts::HAndC, scratch }
+        // The gates and k.
+        let kept = GATES + 1;
+        Size { gates: GATES, kept, products, kept_columns, norms, state: Parts::HAndC, scratch }
     }
 
     fn forward_rows(&self, step: Step<'_, T>) {

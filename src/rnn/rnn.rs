@@ -107,9 +107,12 @@ impl<T: Element> Cell<T> for Rnn<T> {
     }
 
     fn size(&self) -> Size {
-        let norms = if self.placement == RnnPlacement::None { 0 } else { 1 };
+        let norms = match self.placement {
+            RnnPlacement::None => 0,
+            RnnPlacement::Sum => 1,
+        };
         let scratch = Kernel::<T>::scratch(self.base.hidden);
-        Size { gates: 1, kept: 0, products: Products::Summed, norms, state: Parts::H, scratch }
+        Size { gates: 1, kept: 0, products: Products::Summed, kept_columns: norms, norms, state: Parts::H, scratch }
     }
 
     fn forward_rows(&self, step: Step<'_, T>) {

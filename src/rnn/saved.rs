@@ -18,12 +18,12 @@ use crate::rnn::cell::Size;
 ///
 /// | cell | without normalization | normalized |
 /// |---|---|---|
-/// | `Rnn` | 2 | 2 |
-/// | `Lstm` | 7 | 7 (`Cell`), 15 (`ProductsAndCell`) |
-/// | `Gru` | 11 | 11 |
+/// | [`Rnn`](crate::Rnn) | 1 | 2 |
+/// | [`Lstm`](crate::Lstm) | 7 | 7 (`Cell`), 15 (`ProductsAndCell`) |
+/// | [`Gru`](crate::Gru) | 5 | 11 |
 ///
-/// Backward works through the sequence in pieces of about 512 rows and takes, beside the gradients themselves, twice the
-/// gates of such a piece.
+/// Both ways work through the sequence in pieces of about 1024 rows. Forward needs room for the products of a piece, backward
+/// for their gradients and a copy of the recurrent weights; that is the thread's, and kept.
 #[derive(Clone, Debug)]
 pub struct Saved<T> {
     /// Of x.
@@ -67,8 +67,8 @@ impl<T: Element> Saved<T> {
         let rows = steps * batch;
         (self.shape, self.hidden, self.size) = (shape, hidden, Some(size));
         self.mask.clear();
-        self.u.resize(rows * size.u() * hidden, T::zero());
-        self.v.resize(rows * size.gates * hidden, T::zero());
+        self.u.resize(rows * size.kept_u() * hidden, T::zero());
+        self.v.resize(rows * size.kept_columns * hidden, T::zero());
         self.h.resize((rows + batch) * hidden, T::zero());
         self.c.resize((rows + batch) * size.c() * hidden, T::zero());
         self.gates.resize(rows * size.kept * hidden, T::zero());

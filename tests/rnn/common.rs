@@ -33,8 +33,7 @@ impl Known for Gru<f64> {
 }
 
 pub(crate) const RNNS: [RnnPlacement; 2] = [RnnPlacement::None, RnnPlacement::Sum];
-pub(crate) const LSTMS: [LstmPlacement; 3] =
-    [LstmPlacement::None, LstmPlacement::Cell, LstmPlacement::ProductsAndCell];
+pub(crate) const LSTMS: [LstmPlacement; 3] = [LstmPlacement::None, LstmPlacement::Cell, LstmPlacement::ProductsAndCell];
 pub(crate) const GRUS: [GruPlacement; 2] = [GruPlacement::None, GruPlacement::Products];
 
 pub(crate) fn rng() -> StdRng {
