@@ -14,6 +14,8 @@
 //! They are generic over the instruction set and the number. [`Kernels`] is where they meet a [`Level`]: each is
 //! compiled once, here, and not again in every crate that has a `LayerNorm`.
 
+use std::ops::Range;
+
 use fearless_simd::{Level, dispatch};
 
 use crate::number::Number;
@@ -37,7 +39,7 @@ pub(crate) mod rnn;
 
 use moments::{Epsilon, Moments};
 use normalize::{Layer, SavedRows};
-use passes::{Coefficients, Columns, KeptRows, Row, Sums};
+use passes::{Coefficients, Columns, KeptRows, Row};
 use rescale::Rescaled;
 
 #[cfg(feature = "rnn")]
@@ -90,16 +92,18 @@ pub trait Kernels: Number {
     /// [`Row::rescaled`]
     fn row(level: Level, layer: &Layer<'_, Self>, kept: &KeptRows<'_, Self>, row: usize, x: &[Self]) -> Row<Self>;
 
-    /// [`backward::row_sums`]
-    fn row_sums(
+    /// [`backward::tile_sums`]
+    #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
+    fn tile_sums(
         level: Level,
         layer: &Layer<'_, Self>,
-        row: &Row<Self>,
-        start: usize,
+        rows: &[(Row<Self>, Coefficients<Self>)],
+        tile: Range<usize>,
         x: &[Self],
         dy: &[Self],
+        totals: &mut [[Self::Wide; 2]],
         columns: &mut Columns<'_, Self>,
-    ) -> Sums<Self::Wide>;
+    );
 
     /// [`backward::write_row`]
     fn write_row(
@@ -202,16 +206,17 @@ macro_rules! compile {
                 dispatch!(level, simd => Row::rescaled(simd, layer, kept, row, x))
             }
 
-            fn row_sums(
+            fn tile_sums(
                 level: Level,
                 layer: &Layer<'_, Self>,
-                row: &Row<Self>,
-                start: usize,
+                rows: &[(Row<Self>, Coefficients<Self>)],
+                tile: Range<usize>,
                 x: &[Self],
                 dy: &[Self],
+                totals: &mut [[<Self as Number>::Wide; 2]],
                 columns: &mut Columns<'_, Self>,
-            ) -> Sums<<Self as Number>::Wide> {
-                dispatch!(level, simd => backward::row_sums(simd, layer, row, start, x, dy, columns))
+            ) {
+                dispatch!(level, simd => backward::tile_sums(simd, layer, rows, tile, x, dy, totals, columns));
             }
 
             fn write_row(

@@ -188,12 +188,12 @@ pub(crate) fn backward<T: Element>(
                 let (dgain, dbias) = block.split_at_mut(features);
                 End::Block { dgain, dbias }
             };
-            let sums = &mut sums[..2 * blocks.count * rows.len()];
+            let sums = &mut sums.as_chunks_mut().0[..blocks.count * rows.len()];
             let job = Sum { level, layer, rows, x, dy, sums, end, columns: 0..features };
             parallel::run(job, 2 * size_of_val(x));
             for (i, (row, coefficients)) in rows.iter_mut().enumerate() {
-                let of_blocks = sums.chunks_exact(2).skip(i).step_by(x.len() / features);
-                let total = of_blocks.fold(Sums::default(), |sum, next| sum.join(Sums::from_wide([next[0], next[1]])));
+                let of_blocks = sums.iter().skip(i).step_by(x.len() / features);
+                let total = of_blocks.fold(Sums::default(), |sum, &next| sum.join(Sums::from_wide(next)));
                 *coefficients = row.coefficients_of(total, features);
             }
             let dx = ArrayViewMut2::from_shape((rows.len(), features), dx).expect("dx has the elements of its rows");
@@ -251,7 +251,7 @@ struct Sum<'a, T: Element> {
     x: &'a [T],
     dy: &'a [T],
     /// Of each row in each of these tiles, tile by tile.
-    sums: &'a mut [T::Wide],
+    sums: &'a mut [[T::Wide; 2]],
     /// For these columns.
     end: End<'a, T>,
     columns: Range<usize>,
@@ -265,7 +265,7 @@ impl<T: Element> Job for Sum<'_, T> {
     fn split(self, pieces: usize) -> (Self, Self) {
         let middle = after::<T>(&self.columns, pieces);
         let (first, second) = self.end.split(middle - self.columns.start);
-        let (sums, sums_second) = self.sums.split_at_mut(2 * pieces * self.rows.len());
+        let (sums, sums_second) = self.sums.split_at_mut(pieces * self.rows.len());
         (
             Self { sums, end: first, columns: self.columns.start..middle, ..self },
             Self { sums: sums_second, end: second, columns: middle..self.columns.end, ..self },
@@ -273,19 +273,13 @@ impl<T: Element> Job for Sum<'_, T> {
     }
 
     fn run(mut self) {
-        let Layer { features, .. } = self.layer;
         let (mut dgain, mut dbias) = ([T::zero(); LARGEST_BLOCK], [T::zero(); LARGEST_BLOCK]);
-        for (tile, sums) in tiles::<T>(&self.columns).zip(self.sums.chunks_exact_mut(2 * self.rows.len())) {
+        for (tile, sums) in tiles::<T>(&self.columns).zip(self.sums.chunks_exact_mut(self.rows.len())) {
             let (dgain, dbias) = (&mut dgain[..tile.len()], &mut dbias[..tile.len()]);
             dgain.fill(T::zero());
             dbias.fill(T::zero());
             let mut columns = Columns { dgain, dbias };
-            for (i, ((row, _), sums)) in self.rows.iter().zip(sums.chunks_exact_mut(2)).enumerate() {
-                let at = i * features + tile.start..i * features + tile.end;
-                let (x, dy) = (&self.x[at.clone()], &self.dy[at]);
-                let of_row = T::row_sums(self.level, &self.layer, row, tile.start, x, dy, &mut columns);
-                sums.copy_from_slice(&of_row.to_wide());
-            }
+            T::tile_sums(self.level, &self.layer, self.rows, tile.clone(), self.x, self.dy, sums, &mut columns);
             self.end.add(tile.start - self.columns.start..tile.end - self.columns.start, &mut columns);
         }
     }

@@ -37,8 +37,8 @@ impl<T: Copy> Matrix<'_, T> {
         for first in (0..self.rows).step_by(TILE) {
             let end = (first + TILE).min(self.rows);
             for (column, to) in to.chunks_exact_mut(self.rows).enumerate() {
-                for row in first..end {
-                    to[row] = self.elements[row * self.columns + column];
+                for (to, row) in to[first..end].iter_mut().zip(first..) {
+                    *to = self.elements[row * self.columns + column];
                 }
             }
         }

@@ -17,12 +17,16 @@ pub(crate) trait Job: Sized + Send {
     fn run(self);
 }
 
-/// Bytes below which waking other threads costs more than they bring.
-const WORTH_THREADS: usize = 1024 * 1024;
+/// Bytes below which another thread costs more than it brings, for a thread of the pool.
+const WORTH_THREADS: usize = 768 * 1024;
+
+/// The same for any other thread, which hands the work over and is woken at its end.
+const WORTH_WAKING: usize = 3 * 1024 * 1024;
 
 /// Does a job that touches that many bytes, on the pool this thread is in if that pays.
 pub(crate) fn run<J: Job>(job: J, bytes: usize) {
-    if bytes >= WORTH_THREADS && job.pieces() > 1 && threads() > 1 {
+    let worth = if in_pool() { WORTH_THREADS } else { WORTH_WAKING };
+    if bytes >= worth && job.pieces() > 1 && threads() > 1 {
         fork(job);
     } else {
         job.run();
@@ -40,10 +44,21 @@ pub(crate) fn threads() -> usize {
     1
 }
 
+/// Whether this thread belongs to a pool.
+#[cfg(feature = "rayon")]
+fn in_pool() -> bool {
+    rayon::current_thread_index().is_some()
+}
+
+#[cfg(not(feature = "rayon"))]
+fn in_pool() -> bool {
+    false
+}
+
 /// Calls `f` on a thread of the pool: what it does there in parallel need not wake the pool each time.
 #[cfg(all(feature = "rayon", feature = "rnn"))]
 pub(crate) fn enter<R: Send>(f: impl FnOnce() -> R + Send) -> R {
-    if threads() == 1 || rayon::current_thread_index().is_some() { f() } else { rayon::scope(|_| f()) }
+    if threads() == 1 || in_pool() { f() } else { rayon::scope(|_| f()) }
 }
 
 #[cfg(all(not(feature = "rayon"), feature = "rnn"))]

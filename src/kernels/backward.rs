@@ -284,7 +284,7 @@ fn careful_row<S: Simd, T: Number>(
 
 /// The first pass over a block of a row that starts at feature `start`.
 #[simd]
-pub(crate) fn row_sums<S: Simd, T: Number>(
+fn row_sums<S: Simd, T: Number>(
     simd: S,
     layer: &Layer<'_, T>,
     row: &Row<T>,
@@ -299,6 +299,46 @@ pub(crate) fn row_sums<S: Simd, T: Number>(
     let (tail, gain) = (Tail::new(simd, x.len()), layer.gain(start, x.len()));
     let [(q, qd)] = sums(simd, &tail, gain, &[*row], [x], [dy], columns);
     Sums::of_partial::<S, T>(q, qd)
+}
+
+/// The first pass over a tile of columns, at most a block, of rows side by side in `x` and `dy`: the sums of each row.
+#[simd]
+#[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
+pub(crate) fn tile_sums<S: Simd, T: Number>(
+    simd: S,
+    layer: &Layer<'_, T>,
+    rows: &[(Row<T>, Coefficients<T>)],
+    tile: Range<usize>,
+    x: &[T],
+    dy: &[T],
+    totals: &mut [[T::Wide; 2]],
+    columns: &mut Columns<'_, T>,
+) {
+    let features = layer.features;
+    let (start, len) = (tile.start, tile.len());
+    let plain = rows.iter().all(
+        #[inline(always)]
+        |(row, _)| row.exponent == 0,
+    );
+    let narrow = const { S::f32s::LEN < 8 };
+    let fours = if plain && !narrow { rows.len() / 4 * 4 } else { 0 };
+    let (tail, gain) = (Tail::new(simd, len), layer.gain(start, len));
+    for first in (0..fours).step_by(4) {
+        let mut four = [Row::default(); 4];
+        for (row, (of_rows, _)) in four.iter_mut().zip(&rows[first..]) {
+            *row = *of_rows;
+        }
+        let (x, dy) = (&x[first * features..], &dy[first * features..]);
+        let (x, dy) = (split(x, features, start, len), split(dy, features, start, len));
+        let block = sums::<S, T, 4>(simd, &tail, gain, &four, x, dy, columns);
+        for r in 0..4 {
+            totals[first + r] = Sums::of_partial::<S, T>(block[r].0, block[r].1).to_wide();
+        }
+    }
+    for i in fours..rows.len() {
+        let at = i * features + start..i * features + tile.end;
+        totals[i] = row_sums(simd, layer, &rows[i].0, start, &x[at.clone()], &dy[at], columns).to_wide();
+    }
 }
 
 /// The second pass over the features from `start` on of one row.

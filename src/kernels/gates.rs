@@ -150,13 +150,13 @@ impl<'a, T: Number> Step<'a, T> {
         (Self { rows: first, mask, ..self }, rest)
     }
 
-    /// Takes what is saved of a row off.
+    /// Takes what is saved of the next rows off.
     #[inline(always)]
-    pub(crate) fn take_saved(&mut self) -> Saved<'a, T> {
+    pub(crate) fn take_saved(&mut self, rows: usize) -> Saved<'a, T> {
         let mut first = [const { None }; NORMS];
         for (first, saved) in first.iter_mut().zip(&mut self.saved) {
             if let Some(saved) = saved {
-                *first = Some(saved.take_first(1));
+                *first = Some(saved.take_first(rows));
             }
         }
         first

@@ -51,7 +51,7 @@ pub(crate) fn forward<S: Simd, T: Number>(simd: S, cell: Gru<'_, T>, mut step: S
     let tail = Tail::new(simd, hidden);
     let one = splat(simd, T::one());
     for row in 0..rows {
-        let [saved_u, saved_v, saved_s, saved_w] = step.take_saved();
+        let [saved_u, saved_v, saved_s, saved_w] = step.take_saved(1);
         if is_padded(step.mask, row) {
             step.keep_state(row);
             continue;

@@ -110,7 +110,7 @@ pub(crate) fn forward<S: Simd, T: Number>(
     let vectors = layer.features.div_ceil(T::LANES);
     // Narrow registers do not hold two rows, and the scalar fallback takes minutes to compile them.
     let narrow = const { S::f32s::LEN < 8 };
-    let done = if narrow || streams && vectors > 4 && layer.features <= T::BLOCK {
+    let done = if narrow || streams && vectors >= 8 && layer.features <= T::BLOCK {
         // Memory sets the pace, and it is fastest where each row is read and written before the next.
         0
     } else if vectors <= 8 {
@@ -367,8 +367,12 @@ fn write<S: Simd, T: Number, const P: usize>(
     let to = y.each_mut().map(|y| &mut T::chunks_mut(&mut y[front..]).0[..count]);
     for i in 0..count {
         let (gain, bias) = (load::<S, T>(simd, &gains[i]), load::<S, T>(simd, &biases[i]));
+        let mut result = [gain; P];
         for r in 0..P {
-            rows[r].affine(load::<S, T>(simd, &from[r][i]), gain, bias).store_array(&mut to[r][i]);
+            result[r] = rows[r].affine(load::<S, T>(simd, &from[r][i]), gain, bias);
+        }
+        for r in 0..P {
+            result[r].store_array(&mut to[r][i]);
         }
     }
     if front + count * T::LANES < tail.len() {

@@ -8,7 +8,7 @@ use crate::kernels::moments::Statistics;
 use crate::kernels::normalize::Layer;
 use crate::kernels::rescale::{rescale, rescued_at};
 use crate::number::{LARGEST_BLOCK, Number, Wide};
-use crate::simd::{TURNS, Tail, Turns, Vector, front, load, splat, tree, vectors};
+use crate::simd::{TURNS, Tail, Vector, front, load, splat, tree, vectors};
 
 /// What forward kept of some rows, one number a row in each slice.
 #[derive(Clone, Copy, Debug)]
@@ -310,9 +310,12 @@ pub(crate) fn write<S: Simd, T: Number, const P: usize>(
         let dx = dx.each_mut().map(|dx| &mut T::chunks_mut(&mut dx[front..]).0[..count]);
         for i in 0..count {
             let gain = load::<S, T>(simd, &gains[i]);
+            let mut result = [gain; P];
             for r in 0..P {
-                let (x, dy) = (load::<S, T>(simd, &x[r][i]), load::<S, T>(simd, &dy[r][i]));
-                rows[r].dx(gain, x, dy).store_array(&mut dx[r][i]);
+                result[r] = rows[r].dx(gain, load::<S, T>(simd, &x[r][i]), load::<S, T>(simd, &dy[r][i]));
+            }
+            for r in 0..P {
+                result[r].store_array(&mut dx[r][i]);
             }
         }
     }

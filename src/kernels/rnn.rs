@@ -40,7 +40,7 @@ pub(crate) fn forward<S: Simd, T: Number>(simd: S, cell: Rnn<'_, T>, mut step: S
     let (rows, hidden) = (step.rows, cell.bias.len());
     let tail = Tail::new(simd, hidden);
     for row in 0..rows {
-        let [saved, ..] = step.take_saved();
+        let [saved, ..] = step.take_saved(1);
         if is_padded(step.mask, row) {
             step.keep_state(row);
             continue;

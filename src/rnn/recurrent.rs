@@ -4,13 +4,13 @@ use ndarray::{Array3, ArrayRef2, ArrayRef3};
 
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::parallel;
 use crate::params::Parameters;
 use crate::rnn::cell::Cell;
 use crate::rnn::saved::Saved;
 use crate::rnn::sequence;
 use crate::rnn::state::State;
 use crate::rnn::weights::{GAIN, Weights};
+use crate::simd;
 
 /// A recurrent cell: a step, a sequence, and backward through time.
 ///
@@ -82,6 +82,13 @@ pub trait Recurrent<T: Element>: Cell<T> + Parameters<T, Gradient = Weights<T>> 
             }
         });
         self
+    }
+
+    /// Runs the kernels on a lower instruction set, by its name; for tests. The products stay what they are.
+    #[doc(hidden)]
+    fn with_instruction_set(mut self, name: &str) -> Option<Self> {
+        self.base_mut().level = simd::named(name)?;
+        Some(self)
     }
 
     /// The parameters by name.
@@ -222,7 +229,8 @@ pub trait Recurrent<T: Element>: Cell<T> + Parameters<T, Gradient = Weights<T>> 
         saved.fit([steps, batch, input], hidden, self.size());
         saved.mask.extend(mask.into_iter().flatten());
         if steps * batch > 0 {
-            parallel::enter(|| sequence::forward(self, x.view(), state, y.view_mut(), saved));
+            let (x, y) = (x.view(), y.view_mut());
+            sequence::on_pool(self, [steps, batch, input], || sequence::forward(self, x, state, y, saved));
         }
         Ok(())
     }
@@ -309,7 +317,8 @@ pub trait Recurrent<T: Element>: Cell<T> + Parameters<T, Gradient = Weights<T>> 
         self.base().weights.check_same(grad, "grad")?;
         if steps * batch > 0 {
             let (x, dy, dx) = (x.view(), dy.view(), dx.view_mut());
-            parallel::enter(|| sequence::backward(self, x, saved, dy, d_state, dx, grad));
+            let backward = || sequence::backward(self, x, saved, dy, d_state, dx, grad);
+            sequence::on_pool(self, [steps, batch, input], backward);
         }
         Ok(())
     }

@@ -18,6 +18,8 @@
 //! the gradients of a piece only. Which rows are a piece follows from the batch alone, and so does the order of all
 //! additions.
 
+use std::ops::Range;
+
 use ndarray::{ArrayView2, ArrayView3, ArrayViewMut3, Axis, Slice};
 
 use crate::element::Element;
@@ -35,7 +37,7 @@ use crate::rnn::weights::{INPUT_WEIGHT, MATRICES, RECURRENT_WEIGHT, Weights};
 const ROWS: usize = 1024;
 
 /// Multiplications of a product from which on it is worth several threads.
-const WORTH_THREADS: usize = 1 << 21;
+const WORTH_THREADS: usize = 1 << 18;
 
 /// Steps of a piece.
 fn steps_per_piece(batch: usize) -> usize {
@@ -44,7 +46,7 @@ fn steps_per_piece(batch: usize) -> usize {
 
 /// Rows of a step that have column sums of their own, and are done by one thread.
 fn rows_per_block(batch: usize) -> usize {
-    batch.div_ceil(16).clamp(8, CHAIN)
+    batch.div_ceil(16).next_multiple_of(8).min(CHAIN)
 }
 
 /// The lengths that a call is made of.
@@ -77,6 +79,21 @@ impl Lengths {
         self.batch * width
     }
 
+    /// Elements of a step of each array.
+    fn of_step(&self) -> StepLengths {
+        let (hidden, size) = (self.hidden, self.size);
+        StepLengths {
+            x: self.step(self.input),
+            u: self.step(size.u() * hidden),
+            v: self.step(self.columns()),
+            h: self.step(hidden),
+            c: self.step(size.c() * hidden),
+            kept_u: self.step(size.kept_u() * hidden),
+            kept_v: self.step(size.kept_columns * hidden),
+            gates: self.step(size.kept * hidden),
+        }
+    }
+
     /// Bytes that a step's kernel touches, times what exp and tanh cost more than a load.
     fn kernel_bytes<T>(&self) -> usize {
         4 * self.step((2 * self.size.gates + self.size.kept + 4) * self.hidden) * size_of::<T>()
@@ -87,6 +104,24 @@ impl Lengths {
         let (steps, piece) = (self.steps, steps_per_piece(self.batch));
         (0..steps.div_ceil(piece)).map(move |i| (i * piece, piece.min(steps - i * piece)))
     }
+}
+
+/// Elements of a step of each array.
+#[derive(Clone, Copy, Debug)]
+struct StepLengths {
+    x: usize,
+    u: usize,
+    v: usize,
+    h: usize,
+    c: usize,
+    kept_u: usize,
+    kept_v: usize,
+    gates: usize,
+}
+
+/// Elements of a step of an array of which each has `len`.
+fn nth(step: usize, len: usize) -> Range<usize> {
+    step * len..(step + 1) * len
 }
 
 /// c = a·b or c += a·b, on several threads if that pays.
@@ -173,6 +208,16 @@ fn take<'a, T>(buffer: &mut &'a mut [T], len: usize) -> &'a mut [T] {
     first
 }
 
+/// Multiplications of a sequence from which on it is worth waking the pool.
+const WORTH_WAKING: usize = 1 << 23;
+
+/// Calls `f`, which runs the cell over an x of this shape, where its products and kernels reach other threads soonest.
+pub(crate) fn on_pool<T: Element, C: Cell<T>>(cell: &C, [steps, batch, input]: [usize; 3], f: impl FnOnce() + Send) {
+    let hidden = cell.base().hidden;
+    let multiplications = steps * batch * (input + hidden) * cell.size().gates * hidden;
+    if multiplications >= WORTH_WAKING { parallel::enter(f) } else { f() }
+}
+
 /// y and the last state of a sequence; fills `saved`, which fits, and whose mask is there.
 pub(crate) fn forward<T: Element, C: Cell<T>>(
     cell: &C,
@@ -184,26 +229,23 @@ pub(crate) fn forward<T: Element, C: Cell<T>>(
     let (steps, batch, input) = x.dim();
     let base = cell.base();
     let lengths = Lengths { steps, batch, input, hidden: base.hidden, size: cell.size() };
-    let (hidden, columns, size) = (base.hidden, lengths.columns(), lengths.size);
-    let (step_h, step_c) = (lengths.step(hidden), lengths.step(size.c() * hidden));
-    let (step_v, step_u) = (lengths.step(columns), lengths.step(size.u() * hidden));
-    let step_gates = lengths.step(size.kept * hidden);
-    let (step_kept_u, step_kept_v) = (lengths.step(size.kept_u() * hidden), lengths.step(size.kept_columns * hidden));
+    let (hidden, size) = (base.hidden, lengths.size);
+    let len = lengths.of_step();
     let weights = Products::new(cell, &lengths);
     let Saved { mask, u: kept_u, v: kept_v, h, c, gates, norms, .. } = saved;
-    state.copy_to(&mut h[..step_h], &mut c[..step_c]);
+    state.copy_to(&mut h[..len.h], &mut c[..len.c]);
     let longest = steps_per_piece(batch).min(steps);
     let tile = if x.as_slice().is_some() { 0 } else { longest * lengths.step(input) };
-    parallel::lend(tile + longest * step_v + step_u + lengths.scratch(), |mut buffer| {
+    parallel::lend(tile + longest * len.v + len.u + lengths.scratch(), |mut buffer| {
         let buffer = &mut buffer;
-        let (tile, v, u) = (take(buffer, tile), take(buffer, longest * step_v), take(buffer, step_u));
+        let (tile, v, u) = (take(buffer, tile), take(buffer, longest * len.v), take(buffer, len.u));
         let scratch = take(buffer, lengths.scratch());
         for (first, count) in lengths.pieces() {
             let x = adjacent(&x, (first, count), tile);
-            multiply(&mut v[..count * step_v], Into::Replace, x, count * batch, weights.input, input);
-            for (v, t) in v.chunks_exact_mut(step_v).zip(first..first + count) {
-                let (h_before, h) = h[t * step_h..].split_at_mut(step_h);
-                let (c_before, c) = c[t * step_c..].split_at_mut(step_c);
+            multiply(&mut v[..count * len.v], Into::Replace, x, count * batch, weights.input, input);
+            for (v, t) in v.chunks_exact_mut(len.v).zip(first..first + count) {
+                let (h_before, h) = h[t * len.h..].split_at_mut(len.h);
+                let (c_before, c) = c[t * len.c..].split_at_mut(len.c);
                 weights.recurrent_forward(h_before, u, v, &lengths);
                 let step = Step {
                     rows: batch,
@@ -213,22 +255,22 @@ pub(crate) fn forward<T: Element, C: Cell<T>>(
                     v,
                     h_before,
                     c_before,
-                    h: &mut h[..step_h],
-                    c: &mut c[..step_c],
-                    kept_u: &mut kept_u[t * step_kept_u..(t + 1) * step_kept_u],
-                    kept_v: &mut kept_v[t * step_kept_v..(t + 1) * step_kept_v],
-                    gates: &mut gates[t * step_gates..(t + 1) * step_gates],
+                    h: &mut h[..len.h],
+                    c: &mut c[..len.c],
+                    kept_u: &mut kept_u[nth(t, len.kept_u)],
+                    kept_v: &mut kept_v[nth(t, len.kept_v)],
+                    gates: &mut gates[nth(t, len.gates)],
                     saved: Norm::saved_rows(norms, size.norms, t * batch..(t + 1) * batch),
                     scratch,
                 };
                 parallel::run(Forward { cell, step }, lengths.kernel_bytes::<T>());
             }
-            let h = &h[(first + 1) * step_h..(first + count + 1) * step_h];
+            let h = &h[(first + 1) * len.h..(first + count + 1) * len.h];
             let h = ArrayView3::from_shape((count, batch, hidden), h).expect("a state for each step");
             y.slice_axis_mut(Axis(0), Slice::from(first..first + count)).assign(&h);
         }
     });
-    state.copy_from(&h[steps * step_h..], &c[steps * step_c..]);
+    state.copy_from(&h[steps * len.h..], &c[steps * len.c..]);
 }
 
 /// The weights as matrices.
@@ -264,20 +306,17 @@ pub(crate) fn step<T: Element, C: Cell<T>>(cell: &C, x: ArrayView2<'_, T>, state
     let (batch, input) = x.dim();
     let base = cell.base();
     let lengths = Lengths { steps: 1, batch, input, hidden: base.hidden, size: cell.size() };
-    let (hidden, columns, size) = (base.hidden, lengths.columns(), lengths.size);
-    let (step_h, step_c) = (lengths.step(hidden), lengths.step(size.c() * hidden));
-    let (step_v, step_u) = (lengths.step(columns), lengths.step(size.u() * hidden));
-    let step_gates = lengths.step(size.kept * hidden);
     let x = x.insert_axis(Axis(0));
     let tile = if x.as_slice().is_some() { 0 } else { x.len() };
+    let len = lengths.of_step();
     let weights = Products::new(cell, &lengths);
-    let all = tile + 2 * (step_h + step_c) + step_v + step_u + step_gates + lengths.scratch();
+    let all = tile + 2 * (len.h + len.c) + len.v + len.u + len.gates + lengths.scratch();
     parallel::lend(all, |mut buffer| {
         let buffer = &mut buffer;
         let x = adjacent(&x, (0, 1), take(buffer, tile));
-        let (h_before, c_before) = (take(buffer, step_h), take(buffer, step_c));
-        let (h, c) = (take(buffer, step_h), take(buffer, step_c));
-        let (v, u, gates) = (take(buffer, step_v), take(buffer, step_u), take(buffer, step_gates));
+        let (h_before, c_before) = (take(buffer, len.h), take(buffer, len.c));
+        let (h, c) = (take(buffer, len.h), take(buffer, len.c));
+        let (v, u, gates) = (take(buffer, len.v), take(buffer, len.u), take(buffer, len.gates));
         let scratch = take(buffer, lengths.scratch());
         state.copy_to(h_before, c_before);
         multiply(v, Into::Replace, x, batch, weights.input, input);
@@ -319,29 +358,26 @@ pub(crate) fn backward<T: Element, C: Cell<T>>(
     let (steps, batch, input) = x.dim();
     let base = cell.base();
     let lengths = Lengths { steps, batch, input, hidden: base.hidden, size: cell.size() };
-    let (hidden, width, size) = (base.hidden, lengths.columns(), lengths.size);
-    let (step_h, step_c) = (lengths.step(hidden), lengths.step(size.c() * hidden));
-    let (step_v, step_u) = (lengths.step(width), lengths.step(size.u() * hidden));
-    let (step_kept_u, step_kept_v) = (lengths.step(size.kept_u() * hidden), lengths.step(size.kept_columns * hidden));
-    let (step_x, step_gates) = (lengths.step(input), lengths.step(size.kept * hidden));
+    let (hidden, width) = (base.hidden, lengths.columns());
+    let len = lengths.of_step();
     let weights = Products::new(cell, &lengths);
     let (block, blocks) = (rows_per_block(batch), lengths.blocks());
     let columns = grad.columns();
 
     let longest = steps_per_piece(batch).min(steps);
     let masked = !saved.mask.is_empty();
-    let x_tile = if x.as_slice().is_some() && !masked { 0 } else { longest * step_x };
-    let dx_tile = if dx.as_slice_mut().is_some() { 0 } else { longest * step_x };
-    let dy_tile = if dy.as_slice().is_some() { 0 } else { longest * step_h };
+    let x_tile = if x.as_slice().is_some() && !masked { 0 } else { longest * len.x };
+    let dx_tile = if dx.as_slice_mut().is_some() { 0 } else { longest * len.x };
+    let dy_tile = if dy.as_slice().is_some() { 0 } else { longest * len.h };
     let tiles = x_tile + dx_tile + dy_tile + hidden * width;
-    let all = tiles + longest * (step_v + step_u) + step_h + step_c + blocks * columns + lengths.scratch();
+    let all = tiles + longest * (len.v + len.u) + len.h + len.c + blocks * columns + lengths.scratch();
     parallel::lend_wide::<T, _>(blocks * columns, |sums| {
         parallel::lend(all, |mut buffer| {
             let buffer = &mut buffer;
             let [x_tile, dx_tile, dy_tile] = [x_tile, dx_tile, dy_tile].map(|len| take(buffer, len));
             let w_h_transposed = weights.transpose_recurrent(take(buffer, hidden * width));
-            let (du, dv) = (take(buffer, longest * step_u), take(buffer, longest * step_v));
-            let (dh, dc) = (take(buffer, step_h), take(buffer, step_c));
+            let (du, dv) = (take(buffer, longest * len.u), take(buffer, longest * len.v));
+            let (dh, dc) = (take(buffer, len.h), take(buffer, len.c));
             let (chains, scratch) = (take(buffer, blocks * columns), take(buffer, lengths.scratch()));
             chains.fill(T::zero());
             let mut chain = 0;
@@ -349,28 +385,28 @@ pub(crate) fn backward<T: Element, C: Cell<T>>(
             for (first, count) in lengths.pieces().rev() {
                 let rows = count * batch;
                 let dy = adjacent(&dy, (first, count), dy_tile);
-                for at in (0..count).rev() {
-                    let t = first + at;
+                for i in (0..count).rev() {
+                    let t = first + i;
                     if chain + block > CHAIN {
                         end_chain(chains, sums);
                         chain = 0;
                     }
                     chain += block;
-                    let du = &mut du[at * step_u..(at + 1) * step_u];
-                    let dv = &mut dv[at * step_v..(at + 1) * step_v];
+                    let du = &mut du[nth(i, len.u)];
+                    let dv = &mut dv[nth(i, len.v)];
                     let step = StepBack {
                         rows: batch,
                         piece: block,
                         mask: mask_of(&saved.mask, batch, t),
-                        u: &saved.u[t * step_kept_u..(t + 1) * step_kept_u],
-                        v: &saved.v[t * step_kept_v..(t + 1) * step_kept_v],
-                        h_before: &saved.h[t * step_h..(t + 1) * step_h],
-                        c_before: &saved.c[t * step_c..(t + 1) * step_c],
-                        h: &saved.h[(t + 1) * step_h..(t + 2) * step_h],
-                        c: &saved.c[(t + 1) * step_c..(t + 2) * step_c],
-                        gates: &saved.gates[t * step_gates..(t + 1) * step_gates],
+                        u: &saved.u[nth(t, len.kept_u)],
+                        v: &saved.v[nth(t, len.kept_v)],
+                        h_before: &saved.h[nth(t, len.h)],
+                        c_before: &saved.c[nth(t, len.c)],
+                        h: &saved.h[nth(t + 1, len.h)],
+                        c: &saved.c[nth(t + 1, len.c)],
+                        gates: &saved.gates[nth(t, len.gates)],
                         kept: Norm::kept_rows(&saved.norms, t * batch..(t + 1) * batch),
-                        dy: &dy[at * step_h..(at + 1) * step_h],
+                        dy: &dy[nth(i, len.h)],
                         dh,
                         dc,
                         du: &mut *du,
@@ -379,12 +415,12 @@ pub(crate) fn backward<T: Element, C: Cell<T>>(
                         scratch,
                     };
                     parallel::run(Backward { cell, step }, lengths.kernel_bytes::<T>());
-                    let du = if step_u == 0 { dv } else { du };
+                    let du = if len.u == 0 { dv } else { du };
                     multiply(dh, Into::Add, du, batch, w_h_transposed, width);
                 }
-                let (du, dv) = (&du[..count * step_u], &dv[..count * step_v]);
-                let du = if step_u == 0 { dv } else { du };
-                let h_before = &saved.h[first * step_h..(first + count) * step_h];
+                let (du, dv) = (&du[..count * len.u], &dv[..count * len.v]);
+                let du = if len.u == 0 { dv } else { du };
+                let h_before = &saved.h[first * len.h..(first + count) * len.h];
                 let x = if masked {
                     copy(&x, (first, count), x_tile);
                     let mask = &saved.mask[first * batch..(first + count) * batch];
@@ -400,10 +436,10 @@ pub(crate) fn backward<T: Element, C: Cell<T>>(
                 }
                 let inner = weights.input.transposed();
                 if let Some(dx) = dx.as_slice_mut() {
-                    let dx = &mut dx[first * step_x..(first + count) * step_x];
+                    let dx = &mut dx[first * len.x..(first + count) * len.x];
                     multiply(dx, Into::Replace, dv, rows, inner, width);
                 } else {
-                    let tile = &mut dx_tile[..count * step_x];
+                    let tile = &mut dx_tile[..count * len.x];
                     multiply(tile, Into::Replace, dv, rows, inner, width);
                     let tile =
                         ArrayView3::from_shape((count, batch, input), &*tile).expect("a row of dx for each of x");

@@ -40,6 +40,23 @@ fn threads_do_not_change_a_bit() {
     with_each_cell!(f64, 30, 50, |cell, name: &str| check::<f64, _>(&cell, name));
 }
 
+/// Of all that is not a product.
+#[test]
+fn instruction_sets_do_not_change_a_bit() {
+    fn check<T: Element, C: Recurrent<T> + Clone>(cell: &C, name: &str) {
+        let x = drawn::<T, _>((4, 6, cell.input()), 1);
+        let right = run(cell, &x);
+        for set in layernorm::instruction_sets() {
+            let lowered = cell.clone().with_instruction_set(set).expect("it is there");
+            assert!(run(&lowered, &x) == right, "{set}, {name}");
+        }
+    }
+    for hidden in [5, 16, 35] {
+        with_each_cell!(f32, 3, hidden, |cell, name: &str| check::<f32, _>(&cell, name));
+        with_each_cell!(f64, 3, hidden, |cell, name: &str| check::<f64, _>(&cell, name));
+    }
+}
+
 /// NaN in one sequence, an infinity in another, rows of another size in a third.
 #[test]
 fn other_sequences_do_not_change_a_bit() {
