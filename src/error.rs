@@ -46,6 +46,17 @@ pub enum Error {
         /// The shape of `x` in the call that filled `saved`; nothing if none has.
         got: Option<Vec<usize>>,
     },
+    /// `saved` was filled by a recurrent cell of another kind or hidden size.
+    SavedCell,
+    /// A recurrent state lacks the c that the cell has, or has one that the cell lacks.
+    StateCell {
+        /// The argument's name.
+        argument: &'static str,
+        /// Whether the cell has a c.
+        expected: bool,
+    },
+    /// A recurrent cell without hidden units.
+    Hidden,
     /// A gradient lacks a parameter that the layer has, or has one that the layer lacks.
     Parameter {
         /// The argument's name.
@@ -93,6 +104,18 @@ impl fmt::Display for Error {
                     Some(got) => write!(f, "comes from one on {got:?}"),
                     None => f.write_str("no call has filled it"),
                 }
+            }
+            Self::SavedCell => f.write_str(
+                "`saved` must come from a forward call of this cell, but comes from one of another kind or size",
+            ),
+            Self::StateCell { argument, expected: true } => {
+                write!(f, "`{argument}` must have a c, as an LSTM's state has, but has none")
+            }
+            Self::StateCell { argument, expected: false } => {
+                write!(f, "`{argument}` must have no c, which only an LSTM's state has, but has one")
+            }
+            Self::Hidden => {
+                f.write_str("a cell without hidden units has no state: `hidden` must be at least 1, but is 0")
             }
             Self::Parameter { argument, parameter, expected: true } => {
                 write!(f, "`{argument}` must have a {parameter}, as the layer has, but has none")

@@ -8,6 +8,8 @@
 //! | [`passes`] | the two passes of backward over a block |
 //! | [`backward`] | dx, and what each row adds to dgain and dbias |
 //! | [`columns`] | dgain and dbias of many rows |
+//! | `activations` | e^x, sigmoid and tanh (feature `rnn`) |
+//! | `rnn`, `lstm`, `gru` | a step of each recurrent cell, from its products on, and back (feature `rnn`) |
 //!
 //! They are generic over the instruction set and the number. [`Kernels`] is where they meet a [`Level`]: each is
 //! compiled once, here, and not again in every crate that has a `LayerNorm`.
@@ -18,17 +20,37 @@ use fearless_simd::{Level, dispatch};
 
 use crate::number::Number;
 
+#[cfg(feature = "rnn")]
+pub(crate) mod activations;
 pub(crate) mod backward;
 pub(crate) mod columns;
+#[cfg(feature = "rnn")]
+pub(crate) mod gates;
+#[cfg(feature = "rnn")]
+pub(crate) mod gru;
+#[cfg(feature = "rnn")]
+pub(crate) mod lstm;
 pub(crate) mod moments;
 pub(crate) mod normalize;
 pub(crate) mod passes;
 pub(crate) mod rescale;
+#[cfg(feature = "rnn")]
+pub(crate) mod rnn;
 
 use moments::{Moments, Spread};
 use normalize::{Layer, SavedRows};
 use passes::{Coefficients, Columns, KeptRows, Row};
 use rescale::Rescaled;
+
+#[cfg(feature = "rnn")]
+use crate::matmul::{self, Into, Matrix};
+#[cfg(feature = "rnn")]
+use {
+    gates::{Step, StepBack},
+    gru::Gru,
+    lstm::Lstm,
+    rnn::Rnn,
+};
 
 /// The kernels of a number, on the instruction set of a level.
 ///
@@ -93,6 +115,34 @@ pub trait Kernels: Number {
         dy: &[Self],
         dx: &mut [Self],
     );
+
+    /// [`matmul::multiply`]
+    #[cfg(feature = "rnn")]
+    fn multiply(c: &mut [Self], into: Into, a: Matrix<'_, Self>, b: Matrix<'_, Self>, threads: usize);
+
+    /// [`rnn::forward`]
+    #[cfg(feature = "rnn")]
+    fn rnn_forward(level: Level, cell: Rnn<'_, Self>, step: Step<'_, Self>);
+
+    /// [`rnn::backward`]
+    #[cfg(feature = "rnn")]
+    fn rnn_backward(level: Level, cell: Rnn<'_, Self>, step: StepBack<'_, Self>);
+
+    /// [`lstm::forward`]
+    #[cfg(feature = "rnn")]
+    fn lstm_forward(level: Level, cell: Lstm<'_, Self>, step: Step<'_, Self>);
+
+    /// [`lstm::backward`]
+    #[cfg(feature = "rnn")]
+    fn lstm_backward(level: Level, cell: Lstm<'_, Self>, step: StepBack<'_, Self>);
+
+    /// [`gru::forward`]
+    #[cfg(feature = "rnn")]
+    fn gru_forward(level: Level, cell: Gru<'_, Self>, step: Step<'_, Self>);
+
+    /// [`gru::backward`]
+    #[cfg(feature = "rnn")]
+    fn gru_backward(level: Level, cell: Gru<'_, Self>, step: StepBack<'_, Self>);
 }
 
 macro_rules! compile {
@@ -179,6 +229,41 @@ macro_rules! compile {
                 dx: &mut [Self],
             ) {
                 dispatch!(level, simd => backward::write_row(simd, layer, row, coefficients, start, x, dy, dx));
+            }
+
+            #[cfg(feature = "rnn")]
+            fn multiply(c: &mut [Self], into: Into, a: Matrix<'_, Self>, b: Matrix<'_, Self>, threads: usize) {
+                matmul::multiply(c, into, a, b, threads);
+            }
+
+            #[cfg(feature = "rnn")]
+            fn rnn_forward(level: Level, cell: Rnn<'_, Self>, step: Step<'_, Self>) {
+                dispatch!(level, simd => rnn::forward(simd, cell, step));
+            }
+
+            #[cfg(feature = "rnn")]
+            fn rnn_backward(level: Level, cell: Rnn<'_, Self>, step: StepBack<'_, Self>) {
+                dispatch!(level, simd => rnn::backward(simd, cell, step));
+            }
+
+            #[cfg(feature = "rnn")]
+            fn lstm_forward(level: Level, cell: Lstm<'_, Self>, step: Step<'_, Self>) {
+                dispatch!(level, simd => lstm::forward(simd, cell, step));
+            }
+
+            #[cfg(feature = "rnn")]
+            fn lstm_backward(level: Level, cell: Lstm<'_, Self>, step: StepBack<'_, Self>) {
+                dispatch!(level, simd => lstm::backward(simd, cell, step));
+            }
+
+            #[cfg(feature = "rnn")]
+            fn gru_forward(level: Level, cell: Gru<'_, Self>, step: Step<'_, Self>) {
+                dispatch!(level, simd => gru::forward(simd, cell, step));
+            }
+
+            #[cfg(feature = "rnn")]
+            fn gru_backward(level: Level, cell: Gru<'_, Self>, step: StepBack<'_, Self>) {
+                dispatch!(level, simd => gru::backward(simd, cell, step));
             }
         }
     };

@@ -6,6 +6,8 @@ mod element;
 mod error;
 mod kernels;
 mod long;
+#[cfg(feature = "rnn")]
+mod matmul;
 mod norm;
 mod number;
 mod parallel;
@@ -15,12 +17,17 @@ mod simd;
 mod tiles;
 
 pub mod grad_check;
+#[cfg(feature = "rnn")]
+#[cfg_attr(docsrs, doc(cfg(feature = "rnn")))]
+pub mod rnn;
 
 pub use element::Element;
 pub use error::{Error, Result};
 pub use ndarray;
 pub use norm::{LayerNorm, RmsNorm, RmsSaved, Saved};
 pub use params::{Affine, Parameters};
+#[cfg(feature = "rnn")]
+pub use rnn::{Gru, Lstm, Recurrent, Rnn};
 
 /// The instruction set this process runs on: `avx512`, `avx2`, `sse4.2`, `sse2`, `neon`, `wasm` or `fallback`.
 ///

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::fmt::{Debug, Display};
 
-use fearless_simd::{Simd, SimdFloat, SimdFloatElement, f32x16, f64x8};
+use fearless_simd::{Bytes, Simd, SimdFloat, SimdFloatElement, SimdInt, f32x16, f64x8, u32x16, u64x8};
 use num_traits::Float;
 
 /// The most elements in a block.
@@ -16,6 +16,9 @@ pub(crate) const LARGEST_BLOCK: usize = <f32 as Number>::BLOCK;
 pub trait Number: Float + SimdFloatElement + Debug + Display + Default + Into<f64> + Send + Sync + 'static {
     /// 64 bytes of elements, whatever the CPU: it splits where registers are narrower.
     type Vector<S: Simd>: SimdFloat<S, Element = Self, Array = Self::Chunk>;
+
+    /// The bits of a vector.
+    type VectorBits<S: Simd>: SimdInt<S> + Bytes<Bytes = <Self::Vector<S> as Bytes>::Bytes>;
 
     /// The array that a vector is loaded from.
     type Chunk: AsRef<[Self]> + AsMut<[Self]> + Copy + Debug;
@@ -31,6 +34,9 @@ pub trait Number: Float + SimdFloatElement + Debug + Display + Default + Into<f6
 
     /// Outside 2^±`SAFE` a variance may have lost bits to squares that overflowed or underflowed.
     const SAFE: i32;
+
+    /// What e^x needs to know of this number.
+    const EXPONENTIAL: Exponential<Self>;
 
     /// A block of ones: the gain of a layer without gain.
     const ONES: &'static [Self];
@@ -52,6 +58,31 @@ pub trait Number: Float + SimdFloatElement + Debug + Display + Default + Into<f6
 
     /// Calls `f` with this thread's buffers.
     fn with_scratch<R>(f: impl FnOnce(&mut Scratch<Self>) -> R) -> R;
+}
+
+/// The constants of e^x = 2ⁿ · e^r, where n = round(x / ln 2).
+#[derive(Clone, Copy, Debug)]
+pub struct Exponential<T: 'static> {
+    /// 3/2 · 2^`fraction_bits`: what is added to it is rounded to an integer, which is then in the last bits.
+    pub integer: T,
+    /// What is added to n to get the exponent field of 2ⁿ.
+    pub bias: T,
+    /// Bits below the exponent field.
+    pub fraction_bits: u32,
+    /// log₂ e
+    pub log2_e: T,
+    /// ln 2 rounded to so few bits that n times it is exact.
+    pub ln2_high: T,
+    /// ln 2 − `ln2_high`
+    pub ln2_low: T,
+    /// q of e^r = 1 + r + r²·q(r), the coefficient of r⁰ first.
+    pub q: &'static [T],
+    /// From here down e^x is 0.
+    pub zero: T,
+    /// From here up e^x is infinite.
+    pub infinite: T,
+    /// From here down 1 − e^x is 1, and 2ⁿ a normal number.
+    pub negligible: T,
 }
 
 /// Buffers of one thread. They only grow.
@@ -150,11 +181,24 @@ thread_local! {
 
 impl Number for f32 {
     type Vector<S: Simd> = f32x16<S>;
+    type VectorBits<S: Simd> = u32x16<S>;
     type Chunk = [Self; 16];
     type Wide = f64;
     const LANES: usize = 16;
     const BLOCK: usize = 128 * Self::LANES;
     const SAFE: i32 = 60;
+    const EXPONENTIAL: Exponential<Self> = Exponential {
+        integer: 12_582_912.0,
+        bias: 127.0,
+        fraction_bits: 23,
+        log2_e: std::f32::consts::LOG2_E,
+        ln2_high: 0.693_145_75, // 16 bits: |n| has 8 at most
+        ln2_low: 1.428_606_8e-6,
+        q: &[0.5, 0.166_665_32, 0.041_666_16, 0.008_368_067, 0.001_397_519],
+        zero: -104.0,
+        infinite: 89.0,
+        negligible: -40.0,
+    };
     const ONES: &'static [Self] = &[1.0; Self::BLOCK];
     const ZEROS: &'static [Self] = &[0.0; Self::BLOCK];
 
@@ -186,11 +230,35 @@ impl Number for f32 {
 
 impl Number for f64 {
     type Vector<S: Simd> = f64x8<S>;
+    type VectorBits<S: Simd> = u64x8<S>;
     type Chunk = [Self; 8];
     type Wide = Pair;
     const LANES: usize = 8;
     const BLOCK: usize = 128 * Self::LANES;
     const SAFE: i32 = 450;
+    const EXPONENTIAL: Exponential<Self> = Exponential {
+        integer: 6_755_399_441_055_744.0,
+        bias: 1023.0,
+        fraction_bits: 52,
+        log2_e: std::f64::consts::LOG2_E,
+        ln2_high: 0.693_147_180_559_890_3, // 42 bits: |n| has 11 at most
+        ln2_low: 5.497_923_018_708_371e-14,
+        q: &[
+            0.500_000_000_000_000_6,
+            0.166_666_666_666_665_88,
+            0.041_666_666_666_576_77,
+            0.008_333_333_333_389_556,
+            0.001_388_888_893_155_856_1,
+            1.984_126_971_899_125e-4,
+            2.480_150_528_176_845e-5,
+            2.755_740_756_514_531e-6,
+            2.762_603_457_886_602_5e-7,
+            2.505_376_497_528_487_7e-8,
+        ],
+        zero: -746.0,
+        infinite: 710.0,
+        negligible: -80.0,
+    };
     const ONES: &'static [Self] = &[1.0; Self::BLOCK];
     const ZEROS: &'static [Self] = &[0.0; Self::BLOCK];
 

@@ -35,12 +35,12 @@ pub(crate) fn run<J: Job>(job: J, bytes: usize) {
 
 /// Threads of the pool this thread is in.
 #[cfg(feature = "rayon")]
-fn threads() -> usize {
+pub(crate) fn threads() -> usize {
     rayon::current_num_threads()
 }
 
 #[cfg(not(feature = "rayon"))]
-fn threads() -> usize {
+pub(crate) fn threads() -> usize {
     1
 }
 
@@ -53,6 +53,17 @@ fn in_pool() -> bool {
 #[cfg(not(feature = "rayon"))]
 fn in_pool() -> bool {
     false
+}
+
+/// Calls `f` on a thread of the pool: what it does there in parallel need not wake the pool each time.
+#[cfg(all(feature = "rayon", feature = "rnn"))]
+pub(crate) fn enter<R: Send>(f: impl FnOnce() -> R + Send) -> R {
+    if threads() == 1 || in_pool() { f() } else { rayon::scope(|_| f()) }
+}
+
+#[cfg(all(not(feature = "rayon"), feature = "rnn"))]
+pub(crate) fn enter<R: Send>(f: impl FnOnce() -> R + Send) -> R {
+    f()
 }
 
 /// Does both, at the same time where there is a thread for it.

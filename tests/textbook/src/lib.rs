@@ -15,10 +15,13 @@
 //! A row of any finite magnitude is right: one outside 2^±300 is first multiplied by a power of two, which is exact and
 //! leaves x̂ as it was. A row that holds an infinity or NaN gives NaN.
 
+mod activations;
 mod double;
 mod pattern;
+pub mod recurrent;
 mod rms;
 
+pub use activations::{exp, sigmoid, tanh};
 pub use double::Double;
 pub use pattern::{pattern, prime_pattern};
 pub use rms::{RmsRow, rms_backward, rms_forward};

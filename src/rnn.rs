@@ -1,0 +1,33 @@
+//! Recurrent networks with layer normalization inside: [`Rnn`], [`Lstm`] and [`Gru`], and their way back through time.
+//!
+//! Each has the placements of the paper, named by an enum, and none as the baseline. [`Recurrent`] is what one does with
+//! them: a step, a sequence, and backward through it.
+//!
+//! # Bits
+//!
+//! The same call gives the same bits on any number of threads, and a sequence does not depend on what the others of its
+//! batch hold. The products are those of `faer`: a sequence alone may differ in its last bits from the same one in a batch,
+//! and one CPU from another.
+
+#![doc = include_str!("../docs/recurrent.md")]
+
+pub(crate) mod cell;
+mod gru;
+mod lstm;
+mod recurrent;
+#[expect(clippy::module_inception, reason = "a file is named after its type")]
+mod rnn;
+pub(crate) mod saved;
+mod sequence;
+mod start;
+mod state;
+mod weights;
+
+pub use gru::{Gru, GruPlacement};
+pub use lstm::{Lstm, LstmPlacement};
+pub use recurrent::Recurrent;
+pub use rnn::{Rnn, RnnPlacement};
+pub use saved::Saved;
+pub use start::Start;
+pub use state::State;
+pub use weights::Weights;

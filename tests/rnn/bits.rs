@@ -1,0 +1,140 @@
+//! What does not change a bit, and what changes the last ones.
+
+use layernorm::ndarray::{Array3, Axis, Slice, s};
+use layernorm::rnn::{State, Weights};
+use layernorm::{Element, Parameters, Recurrent};
+
+use crate::common::{drawn, from, holes, lstm, state, with_each_cell};
+
+type Results<T> = (Array3<T>, State<T>, Array3<T>, State<T>, Weights<T>);
+
+fn run<T: Element, C: Recurrent<T>>(cell: &C, x: &Array3<T>) -> Results<T> {
+    let (steps, batch, _) = x.dim();
+    let (initial, mask) = (state(cell, batch, 5), holes(steps, batch));
+    let (y, last, saved) = cell.forward(x, Some(&initial), Some(&mask)).unwrap();
+    let mut grad = cell.zero_grad();
+    let (dx, d_initial) = cell.backward(x, &saved, &y, Some(&last), &mut grad).unwrap();
+    (y, last, dx, d_initial, grad)
+}
+
+#[cfg(feature = "rayon")]
+fn on_threads<R: Send>(threads: usize, f: impl FnOnce() -> R + Send) -> R {
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool").install(f)
+}
+
+/// Sizes from below to above what is worth several threads.
+#[cfg(feature = "rayon")]
+#[test]
+fn threads_do_not_change_a_bit() {
+    fn check<T: Element, C: Recurrent<T>>(cell: &C, name: &str) {
+        for (steps, batch) in [(3, 1), (4, 33), (5, 150)] {
+            let x = drawn::<T, _>((steps, batch, cell.input()), 1);
+            let right = on_threads(1, || run(cell, &x));
+            for threads in [2, 4] {
+                assert!(on_threads(threads, || run(cell, &x)) == right, "{threads} threads, {steps} × {batch}, {name}");
+            }
+            assert!(run(cell, &x) == right, "outside of the pool, {steps} × {batch}, {name}");
+        }
+    }
+    with_each_cell!(f32, 40, 120, |cell, name: &str| check::<f32, _>(&cell, name));
+    with_each_cell!(f64, 30, 50, |cell, name: &str| check::<f64, _>(&cell, name));
+}
+
+/// Of all that is not a product.
+#[test]
+fn instruction_sets_do_not_change_a_bit() {
+    fn check<T: Element, C: Recurrent<T> + Clone>(cell: &C, name: &str) {
+        let x = drawn::<T, _>((4, 6, cell.input()), 1);
+        let right = run(cell, &x);
+        for set in layernorm::instruction_sets() {
+            let lowered = cell.clone().with_instruction_set(set).expect("it is there");
+            assert!(run(&lowered, &x) == right, "{set}, {name}");
+        }
+    }
+    for hidden in [5, 16, 35] {
+        with_each_cell!(f32, 3, hidden, |cell, name: &str| check::<f32, _>(&cell, name));
+        with_each_cell!(f64, 3, hidden, |cell, name: &str| check::<f64, _>(&cell, name));
+    }
+}
+
+/// NaN in one sequence, an infinity in another, rows of another size in a third.
+#[test]
+fn other_sequences_do_not_change_a_bit() {
+    fn check<C: Recurrent<f32>>(cell: &C, name: &str) {
+        let (steps, batch) = (6, 20);
+        let x = drawn::<f32, _>((steps, batch, cell.input()), 1);
+        let mut others = x.clone();
+        others.slice_mut(s![0, 3, ..]).fill(f32::NAN);
+        others.slice_mut(s![2, 4, ..]).fill(f32::INFINITY);
+        others.slice_mut(s![.., 5, ..]).mapv_inplace(|x| x * 1e30);
+        let (right, got) = (run(cell, &x), run(cell, &others));
+        for row in (0..batch).filter(|row| ![3, 4, 5].contains(row)) {
+            let rows = |array: &Array3<f32>| -> Vec<u32> {
+                array.index_axis(Axis(1), row).iter().map(|x| x.to_bits()).collect()
+            };
+            assert_eq!(rows(&got.0), rows(&right.0), "y, row {row}, {name}");
+            assert_eq!(rows(&got.2), rows(&right.2), "dx, row {row}, {name}");
+            assert_eq!(got.1.h.row(row), right.1.h.row(row), "h, row {row}, {name}");
+            assert_eq!(got.3.h.row(row), right.3.h.row(row), "dh, row {row}, {name}");
+        }
+        assert!(got.0.slice(s![.., 3, ..]).iter().any(|y| y.is_nan()), "{name}");
+    }
+    with_each_cell!(f32, 7, 33, |cell, name: &str| check(&cell, name));
+}
+
+/// The products of a row alone are added in another order. Each step rounds sums of some fifty products; six steps of f64
+/// leave 1e-13 by far.
+#[test]
+fn a_sequence_alone_is_the_same_within_a_tolerance() {
+    fn check<C: Recurrent<f64>>(cell: &C, name: &str) {
+        let x = drawn::<f64, _>((6, 20, cell.input()), 1);
+        let (y, _, saved) = cell.forward(&x, None, None).unwrap();
+        let (dx, _) = cell.backward(&x, &saved, &y, None, &mut cell.zero_grad()).unwrap();
+        for row in [0, 7, 19] {
+            let alone = x.slice_axis(Axis(1), Slice::from(row..row + 1)).to_owned();
+            let (y_alone, _, saved) = cell.forward(&alone, None, None).unwrap();
+            let (dx_alone, _) = cell.backward(&alone, &saved, &y_alone, None, &mut cell.zero_grad()).unwrap();
+            for (got, right, tolerance) in [(y_alone, &y, 1e-13), (dx_alone, &dx, 1e-11)] {
+                let right = right.slice_axis(Axis(1), Slice::from(row..row + 1));
+                let largest = right.iter().fold(1.0, |largest: f64, x| largest.max(x.abs()));
+                let error = got.iter().zip(right).map(|(got, right)| (got - right).abs()).fold(0.0, f64::max);
+                assert!(error <= tolerance * largest, "row {row} is off by {error:e}, {name}");
+            }
+        }
+    }
+    with_each_cell!(f64, 7, 33, |cell, name: &str| check(&cell, name));
+}
+
+/// Products of 1e25, whose squares are not numbers in f32, are normalized all the same.
+#[test]
+fn huge_and_tiny_products_are_normalized() {
+    let (steps, batch) = (5, 4);
+    let x = drawn::<f32, _>((steps, batch, 6), 1);
+    let right = lstm::<f32>(6, 20).with_eps(0.0).unwrap();
+    let run = |scale: f32| {
+        let mut cell = right.clone();
+        let mut grad = cell.zero_grad();
+        cell.visit_mut(|name, mut array| {
+            if name.ends_with("_weight") {
+                array.mapv_inplace(|w| w * scale);
+            }
+        });
+        let initial = state(&cell, batch, 5);
+        let (y, _, saved) = cell.forward(&x, Some(&initial), None).unwrap();
+        let (dx, _) = cell.backward(&x, &saved, &y, None, &mut grad).unwrap();
+        (y, dx, grad)
+    };
+    let (y, dx, grad) = run(1.0);
+    for scale in [2f32.powi(80), 2f32.powi(-80)] {
+        let (scaled_y, scaled_dx, mut scaled_grad) = run(scale);
+        assert_eq!(scaled_y, y, "scale {scale:e}");
+        // The loss does not know the scale, so a weight's gradient is divided by it, and x's is not.
+        assert_eq!(scaled_dx, dx, "scale {scale:e}");
+        scaled_grad
+            .zip(&grad, |name, scaled, plain| {
+                let factor: f32 = if name.ends_with("_weight") { from(f64::from(scale)) } else { 1.0 };
+                assert!(scaled.iter().zip(plain).all(|(scaled, plain)| scaled * factor == *plain), "{name}, {scale:e}");
+            })
+            .unwrap();
+    }
+}

@@ -1,0 +1,149 @@
+//! Every gradient of every cell is the slope of its loss.
+
+use layernorm::ndarray::{Array2, Array3};
+use layernorm::rnn::{Saved, State};
+use layernorm::{Parameters, grad_check};
+
+use crate::common::{Known, drawn, holes, parameter, state, with_each_cell};
+
+/// Of the largest slope. The differences are of fourth order with steps of 1e-3; after a few steps of time the fifth
+/// derivative of a loss is some hundred times the first.
+const TOLERANCE: f64 = 1e-8;
+
+/// Σ y ⊙ dy + Σ h ⊙ dh + Σ c ⊙ dc, h and c after the last step.
+struct Loss {
+    dy: Array3<f64>,
+    d_final: State<f64>,
+    mask: Option<Array2<bool>>,
+}
+
+impl Loss {
+    fn of<C: Known>(&self, cell: &C, x: &Array3<f64>, initial: &State<f64>) -> f64 {
+        let (y, last, _) = cell.forward(x, Some(initial), self.mask.as_deref()).unwrap();
+        let c = last.c.iter().flatten().zip(self.d_final.c.iter().flatten()).map(|(c, dc)| c * dc).sum::<f64>();
+        (y * &self.dy).sum() + (last.h * &self.d_final.h).sum() + c
+    }
+}
+
+fn check<C: Known>(cell: &C, steps: usize, batch: usize, masked: bool, name: &str) {
+    let place = format!("{name}, {steps} steps of {batch} × {} to {}, mask {masked}", cell.input(), cell.hidden());
+    let (x, initial) = (drawn::<f64, _>([steps, batch, cell.input()], 1), state(cell, batch, 2));
+    let loss = Loss {
+        dy: drawn::<f64, _>([steps, batch, cell.hidden()], 5),
+        d_final: state(cell, batch, 6),
+        mask: masked.then(|| holes(steps, batch)),
+    };
+    let (_, _, saved) = cell.forward(&x, Some(&initial), loss.mask.as_deref()).unwrap();
+    let mut grad = cell.zero_grad();
+    let (dx, d_initial) = cell.backward(&x, &saved, &loss.dy, Some(&loss.d_final), &mut grad).unwrap();
+
+    let near = |what: &str, worst: grad_check::Worst| {
+        assert!(worst.error < TOLERANCE, "{what}: {worst:?}: {place}");
+    };
+    near("dx", grad_check::compare(&x, &dx, |x| loss.of(cell, x, &initial)));
+    let at_h = |h: &Array2<f64>| loss.of(cell, &x, &State { h: h.clone(), ..initial.clone() });
+    near("dh", grad_check::compare(&initial.h, &d_initial.h, at_h));
+    if let (Some(c), Some(dc)) = (&initial.c, &d_initial.c) {
+        let at_c = |c: &Array2<f64>| loss.of(cell, &x, &State { c: Some(c.clone()), ..initial.clone() });
+        near("dc", grad_check::compare(c, dc, at_c));
+    }
+    let mut names = Vec::new();
+    cell.visit(|name, _| names.push(name.to_owned()));
+    for array in names {
+        let gradient = parameter(&grad, &array);
+        let worst = grad_check::compare(&parameter(cell, &array), &gradient, |value| {
+            let mut moved = cell.clone();
+            moved.weights_mut().get_mut(&array).unwrap().assign(value);
+            loss.of(&moved, &x, &initial)
+        });
+        near(&array, worst);
+    }
+}
+
+/// A row of few units may have next to no spread, and curves within a step of the differences unless ε is large; so may x W_x
+/// where x is short.
+#[test]
+fn gradients_are_slopes() {
+    for (input, hidden, eps) in [(8, 17, 1e-5), (2, 4, 0.1), (3, 1, 0.1)] {
+        with_each_cell!(f64, input, hidden, |cell, name: &str| {
+            let cell = layernorm::Recurrent::with_eps(cell, eps).unwrap();
+            check(&cell, 1, 2, false, name);
+            check(&cell, 4, 3, false, name);
+            check(&cell, 5, 3, true, name);
+        });
+    }
+}
+
+/// More rows than a block, more than a chain of column sums, and several pieces of a sequence. Such a sequence is long, and
+/// with a small ε a change at its start grows on the way.
+#[test]
+fn gradients_of_many_rows_are_slopes() {
+    with_each_cell!(f64, 2, 3, |cell, name: &str| {
+        let cell = layernorm::Recurrent::with_eps(cell, 1.0).unwrap();
+        check(&cell, 9, 70, true, name);
+    });
+}
+
+#[test]
+fn gradients_are_added_and_the_others_overwritten() {
+    with_each_cell!(f64, 3, 5, |cell, name: &str| added(&cell, name));
+}
+
+fn added<C: Known>(cell: &C, name: &str) {
+    let (x, dy) = (drawn::<f64, _>([4, 3, 3], 1), drawn::<f64, _>([4, 3, 5], 2));
+    let (_, _, saved) = cell.forward(&x, None, None).unwrap();
+    let mut once = cell.zero_grad();
+    let (dx, d_initial) = cell.backward(&x, &saved, &dy, None, &mut once).unwrap();
+    let mut twice = once.clone();
+    let (mut dx_again, mut d_state) = (dx.mapv(|_| f64::NAN), cell.zero_state(3));
+    cell.backward_into(&x, &saved, &dy, &mut d_state, &mut dx_again, &mut twice).unwrap();
+    assert_eq!((dx_again, d_state), (dx, d_initial), "{name}");
+    twice
+        .zip(&once, |array, twice, once| {
+            let error = twice.iter().zip(once).map(|(twice, once)| (twice - 2.0 * once).abs()).fold(0.0, f64::max);
+            assert!(error < 1e-13, "{array} is off by {error:e}: {name}");
+        })
+        .unwrap();
+}
+
+#[test]
+fn without_steps_gradients_pass_through() {
+    with_each_cell!(f64, 3, 5, |cell, name: &str| passes(&cell, name));
+}
+
+fn passes<C: Known>(cell: &C, name: &str) {
+    let (x, dy) = (Array3::zeros((0, 2, 3)), Array3::zeros((0, 2, 5)));
+    let (mut saved, mut initial) = (Saved::default(), state(cell, 2, 1));
+    let before = initial.clone();
+    cell.forward_into(&x, None, &mut initial, &mut Array3::zeros((0, 2, 5)), &mut saved).unwrap();
+    assert_eq!(initial, before, "{name}");
+    let mut grad = cell.zero_grad();
+    let (dx, d_initial) = cell.backward(&x, &saved, &dy, Some(&before), &mut grad).unwrap();
+    assert_eq!((dx, d_initial, grad), (x, before, cell.zero_grad()), "{name}");
+}
+
+/// What a padded row holds reaches neither the others nor a gradient.
+#[test]
+fn padding_may_hold_anything() {
+    with_each_cell!(f64, 3, 5, |cell, name: &str| padding(&cell, name));
+}
+
+fn padding<C: Known>(cell: &C, name: &str) {
+    let (steps, batch) = (6, 5);
+    let (clean, mask) = (drawn::<f64, _>([steps, batch, 3], 1), holes(steps, batch));
+    let dy = drawn::<f64, _>([steps, batch, 5], 2);
+    let run = |x: &Array3<f64>| {
+        let (y, last, saved) = cell.forward(x, None, Some(&mask)).unwrap();
+        let mut grad = cell.zero_grad();
+        let (dx, d_initial) = cell.backward(x, &saved, &dy, Some(&last), &mut grad).unwrap();
+        (y, last, dx, d_initial, grad)
+    };
+    let mut dirty = clean.clone();
+    for (t, row, _) in layernorm::ndarray::indices((steps, batch, 1)) {
+        if !mask[[t, row]] {
+            dirty.slice_mut(layernorm::ndarray::s![t, row, ..]).fill([f64::NAN, f64::INFINITY, 1e300][(t + row) % 3]);
+        }
+    }
+    assert!(dirty.iter().any(|x| x.is_nan()));
+    assert_eq!(run(&dirty), run(&clean), "{name}");
+}
