@@ -21,11 +21,10 @@
 //! A seed gives the same numbers on any number of threads of one kind of CPU. On another kind the matrix products round
 //! differently, which is like another seed.
 
-mod adam;
+#[path = "../common/mod.rs"]
+mod common;
 mod data;
 mod idx;
-mod loss;
-mod matmul;
 mod network;
 mod norm;
 mod options;
@@ -39,31 +38,16 @@ use indicatif::{ProgressBar, ProgressStyle};
 use layernorm::ndarray::Array2;
 use ndarray_rand::rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 
-use adam::Adam;
+use common::adam::Adam;
+use common::loss::{self, Score};
+use common::program;
 use data::{CLASSES, Dataset, Images};
-use loss::Score;
 use network::Network;
 use options::Options;
 use plot::Epoch;
 
 fn main() -> ExitCode {
-    match Options::parse(std::env::args_os().skip(1)) {
-        Ok(Some(options)) => match train(&options) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("error: {error}");
-                ExitCode::FAILURE
-            }
-        },
-        Ok(None) => {
-            print!("{}", options::HELP);
-            ExitCode::SUCCESS
-        }
-        Err(message) => {
-            eprintln!("error: {message}; `--help` says what there is");
-            ExitCode::from(2)
-        }
-    }
+    program::run(Options::parse(std::env::args_os().skip(1)), options::HELP, train)
 }
 
 fn train(options: &Options) -> Result<(), Box<dyn Error>> {
@@ -84,7 +68,7 @@ fn train(options: &Options) -> Result<(), Box<dyn Error>> {
 
     let mut rng = StdRng::seed_from_u64(options.seed);
     let mut network = Network::new(options.norm, [pixels, hidden, CLASSES], &mut rng);
-    let mut adam = Adam::new(options.lr);
+    let mut adam = Adam::new();
     let mut order: Vec<usize> = (0..train.len()).collect();
     let (mut x, mut labels) = (Array2::zeros((0, pixels)), Vec::new());
     let mut history = Vec::new();
@@ -103,7 +87,7 @@ fn train(options: &Options) -> Result<(), Box<dyn Error>> {
             score.add(outputs, &labels);
             loss::gradient(outputs, &labels, doutputs);
             network.backward(&x)?;
-            adam.step(&mut network)?;
+            adam.step(&mut network, options.lr)?;
             bar.inc(1);
         }
         let speed = train.len() as f64 / start.elapsed().as_secs_f64();

@@ -9,8 +9,10 @@ use ndarray_rand::RandomExt;
 use ndarray_rand::rand::rngs::StdRng;
 use ndarray_rand::rand_distr::Normal;
 
-use crate::matmul::matmul;
-use crate::norm::{Kind, Norm, Visit};
+use crate::common::adam::{Trained, Visit};
+use crate::common::kind::Kind;
+use crate::common::matmul::matmul;
+use crate::norm::Norm;
 
 /// Layers, each with its weight, gradients and the numbers of the last batch.
 pub(crate) struct Network {
@@ -57,9 +59,10 @@ impl Network {
         }
         Ok(())
     }
+}
 
-    /// Calls `f` with each parameter and its gradient, in a fixed order.
-    pub(crate) fn zip(&mut self, f: Visit<'_>) -> Result<()> {
+impl Trained for Network {
+    fn zip(&mut self, f: Visit<'_>) -> Result<()> {
         self.layers.iter_mut().try_for_each(|layer| {
             f(layer.weight.view_mut().into_dyn(), layer.dweight.view().into_dyn());
             layer.norm.zip(f)

@@ -2,18 +2,11 @@
 //!
 //! One more normalization is one more [`Kind`] and one more implementation of [`Norm`].
 
-use std::fmt;
-use std::str::FromStr;
-
-use layernorm::ndarray::{Array1, Array2, ArrayViewD, ArrayViewMutD, Axis};
+use layernorm::ndarray::{Array1, Array2, Axis};
 use layernorm::{Affine, LayerNorm, Parameters, Result, Saved};
 
-/// The value of `--norm`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Kind {
-    None,
-    Layer,
-}
+use crate::common::adam::Visit;
+use crate::common::kind::Kind;
 
 impl Kind {
     pub(crate) fn with_features(self, features: usize) -> Box<dyn Norm> {
@@ -23,30 +16,6 @@ impl Kind {
         }
     }
 }
-
-impl FromStr for Kind {
-    type Err = String;
-
-    fn from_str(name: &str) -> std::result::Result<Self, String> {
-        match name {
-            "none" => Ok(Self::None),
-            "layer" => Ok(Self::Layer),
-            _ => Err("expected `layer` or `none`".into()),
-        }
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::None => "none",
-            Self::Layer => "layer",
-        })
-    }
-}
-
-/// What a walk over parameters calls with each of them and its gradient.
-pub(crate) type Visit<'a> = &'a mut dyn FnMut(ArrayViewMutD<'_, f32>, ArrayViewD<'_, f32>);
 
 /// A normalization with its parameters, their gradients, and what forward saves for backward.
 pub(crate) trait Norm {

@@ -1,11 +1,10 @@
 //! The command line.
 
 use std::ffi::OsString;
-use std::fmt::Display;
 use std::path::PathBuf;
-use std::str::FromStr;
 
-use crate::norm::Kind;
+use crate::common::arguments::Arguments;
+use crate::common::kind::Kind;
 
 pub(crate) const HELP: &str = "\
 The permutation-invariant network of the layer normalization paper (section 6.6) on digits.
@@ -54,59 +53,29 @@ impl Options {
     /// `None` if help is wanted. An option is `--name value` or `--name=value`, and of two the last counts.
     pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Option<Self>, String> {
         let mut options = Self::default();
-        let mut arguments = arguments
-            .into_iter()
-            .map(|argument| argument.into_string().map_err(|argument| format!("{} is not UTF-8", argument.display())));
-        while let Some(argument) = arguments.next().transpose()? {
-            let (name, inline) = match argument.split_once('=') {
-                Some((name, value)) => (name, Some(value.to_owned())),
-                None => (argument.as_str(), None),
-            };
-            let value = || match inline {
-                Some(value) => Ok(value),
-                None => arguments.next().unwrap_or_else(|| Err(format!("`{name}` needs a value"))),
-            };
-            match name {
-                "--norm" => options.norm = parse(name, &value()?)?,
-                "--batch" => options.batch = positive(name, &value()?)?,
-                "--epochs" => options.epochs = positive(name, &value()?)?,
-                "--hidden" => options.hidden = positive(name, &value()?)?,
-                "--lr" => options.lr = rate(name, &value()?)?,
-                "--seed" => options.seed = parse(name, &value()?)?,
-                "--data" => options.data = Some(value()?.into()),
-                "--out" => options.out = value()?.into(),
+        let mut arguments = Arguments::new(arguments.into_iter());
+        while let Some(name) = arguments.next_name()? {
+            match name.as_str() {
+                "--norm" => options.norm = arguments.parse()?,
+                "--batch" => options.batch = arguments.positive()?,
+                "--epochs" => options.epochs = arguments.positive()?,
+                "--hidden" => options.hidden = arguments.positive()?,
+                "--lr" => options.lr = arguments.above_zero()?,
+                "--seed" => options.seed = arguments.parse()?,
+                "--data" => options.data = Some(arguments.value()?.into()),
+                "--out" => options.out = arguments.value()?.into(),
                 "--help" | "-h" => return Ok(None),
-                _ => return Err(format!("unknown option `{argument}`")),
+                _ => return Err(arguments.unknown()),
             }
         }
         Ok(Some(options))
     }
 }
 
-fn parse<T: FromStr<Err: Display>>(name: &str, value: &str) -> Result<T, String> {
-    value.parse().map_err(|error| bad(name, value, error))
-}
-
-fn positive(name: &str, value: &str) -> Result<usize, String> {
-    match parse(name, value)? {
-        0 => Err(bad(name, value, "must be at least 1")),
-        number => Ok(number),
-    }
-}
-
-fn rate(name: &str, value: &str) -> Result<f32, String> {
-    match parse(name, value)? {
-        rate if f32::is_finite(rate) && rate > 0.0 => Ok(rate),
-        _ => Err(bad(name, value, "must be finite and above 0")),
-    }
-}
-
-fn bad(name: &str, value: &str, reason: impl Display) -> String {
-    format!("`{name} {value}`: {reason}")
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fmt::Display;
+
     use super::*;
 
     fn options(line: &str) -> Result<Option<Options>, String> {

@@ -1,11 +1,12 @@
 //! The curves of a training as an SVG: log likelihood on the left, errors on the right.
 
 use std::error::Error;
-use std::fs;
 use std::ops::Range;
 use std::path::Path;
 
 use plotters::prelude::*;
+
+use crate::common::plot::{self, Area, FONT, TEST, TRAIN, line};
 
 /// What is known after an epoch.
 #[derive(Clone, Copy)]
@@ -17,26 +18,13 @@ pub(crate) struct Epoch {
     pub(crate) test_error: f64,
 }
 
-const TRAIN: RGBColor = RGBColor(31, 119, 180);
-const TEST: RGBColor = RGBColor(214, 39, 40);
-const TITLE: (&str, i32) = ("sans-serif", 22);
-const FONT: (&str, i32) = ("sans-serif", 17);
-
 /// Writes the picture; its directory is made if need be.
 pub(crate) fn draw(path: &Path, title: &str, epochs: &[Epoch]) -> Result<(), Box<dyn Error>> {
-    let mut svg = String::new();
-    picture(&mut svg, title, epochs)?;
-    let written = match path.parent() {
-        Some(directory) => fs::create_dir_all(directory).and_then(|()| fs::write(path, svg)),
-        None => fs::write(path, svg),
-    };
-    written.map_err(|error| format!("{}: {error}", path.display()).into())
+    plot::save(path, (1000, 440), title, |root| picture(root, epochs))
 }
 
-fn picture(svg: &mut String, title: &str, epochs: &[Epoch]) -> Result<(), Box<dyn Error>> {
-    let root = SVGBackend::with_string(svg, (1000, 440)).into_drawing_area();
-    root.fill(&WHITE)?;
-    let (left, right) = root.titled(title, TITLE)?.split_horizontally(500);
+fn picture(root: &Area<'_>, epochs: &[Epoch]) -> Result<(), Box<dyn Error>> {
+    let (left, right) = root.split_horizontally(500);
     let last = epochs.len().max(2) as f64;
     let curve = |value: fn(&Epoch) -> f64| {
         let points: Vec<_> = (1..).map(f64::from).zip(epochs.iter().map(value)).collect();
@@ -64,7 +52,7 @@ fn picture(svg: &mut String, title: &str, epochs: &[Epoch]) -> Result<(), Box<dy
         .x_desc("epoch")
         .y_desc("negative log likelihood [nats]")
         .disable_x_mesh()
-        .x_label_formatter(&epoch_label)
+        .x_label_formatter(&plot::whole)
         .y_label_formatter(&|y| if *y < 1e-2 { format!("{y:.0e}") } else { y.to_string() })
         .draw()?;
     for (name, color, points) in [("train", TRAIN, train_nll), ("test", TEST, test_nll)] {
@@ -95,23 +83,12 @@ fn picture(svg: &mut String, title: &str, epochs: &[Epoch]) -> Result<(), Box<dy
         .x_desc("epoch")
         .y_desc("test error [%]")
         .disable_x_mesh()
-        .x_label_formatter(&epoch_label)
+        .x_label_formatter(&plot::whole)
         .y_label_formatter(&|y| format!("{y:.1}"))
         .draw()?;
     chart.draw_series(line(test_error, TEST))?;
 
-    root.present()?;
     Ok(())
-}
-
-/// Points joined by a line: after one epoch there is no line yet.
-fn line(points: Vec<(f64, f64)>, color: RGBColor) -> LineSeries<SVGBackend<'static>, (f64, f64)> {
-    LineSeries::new(points, color.filled().stroke_width(2)).point_size(2)
-}
-
-/// Only whole epochs are named; with few of them there are ticks between.
-fn epoch_label(epoch: &f64) -> String {
-    if epoch.fract() == 0.0 { epoch.to_string() } else { String::new() }
 }
 
 /// The powers of ten around the values, the lower one a little inside, so that it gets its label.

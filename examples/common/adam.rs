@@ -9,7 +9,14 @@
 use layernorm::Result;
 use layernorm::ndarray::{ArrayD, ArrayViewD, ArrayViewMutD, Zip};
 
-use crate::network::Network;
+/// What a walk over parameters calls with each of them and its gradient.
+pub(crate) type Visit<'a> = &'a mut dyn FnMut(ArrayViewMutD<'_, f32>, ArrayViewD<'_, f32>);
+
+/// A network as its optimizer sees it.
+pub(crate) trait Trained {
+    /// Calls `f` with each parameter and its gradient, always in the same order.
+    fn zip(&mut self, f: Visit<'_>) -> Result<()>;
+}
 
 const BETA1: f32 = 0.9;
 const BETA2: f32 = 0.999;
@@ -17,26 +24,25 @@ const EPS: f32 = 1e-8;
 
 /// The optimizer of all experiments of the paper.
 pub(crate) struct Adam {
-    rate: f32,
     steps: i32,
     /// m and v of each parameter, in the order in which the network names them.
     moments: Vec<[ArrayD<f32>; 2]>,
 }
 
 impl Adam {
-    pub(crate) fn new(rate: f32) -> Self {
-        Self { rate, steps: 0, moments: Vec::new() }
+    pub(crate) fn new() -> Self {
+        Self { steps: 0, moments: Vec::new() }
     }
 
-    /// Moves every parameter of the network against its gradient.
-    pub(crate) fn step(&mut self, network: &mut Network) -> Result<()> {
+    /// Moves every parameter of the network against its gradient, most by about `rate`.
+    pub(crate) fn step(&mut self, network: &mut impl Trained, rate: f32) -> Result<()> {
         self.steps += 1;
         let mut at = 0;
         network.zip(&mut |parameter, gradient| {
             if at == self.moments.len() {
                 self.moments.push([ArrayD::zeros(parameter.raw_dim()), ArrayD::zeros(parameter.raw_dim())]);
             }
-            update(parameter, gradient, &mut self.moments[at], self.rate, self.steps);
+            update(parameter, gradient, &mut self.moments[at], rate, self.steps);
             at += 1;
         })
     }

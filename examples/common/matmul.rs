@@ -7,7 +7,7 @@
 use std::sync::LazyLock;
 use std::thread;
 
-use layernorm::ndarray::{Array2, ArrayRef2, Axis, linalg::general_mat_mul};
+use layernorm::ndarray::{ArrayRef2, Axis, linalg::general_mat_mul};
 
 /// Threads to use. Asked once: the answer may come from files of the system.
 static THREADS: LazyLock<usize> = LazyLock::new(|| thread::available_parallelism().map_or(1, usize::from));
@@ -18,12 +18,12 @@ const WORTH_A_THREAD: usize = 1 << 20;
 /// Overwrites `c` with a·b.
 ///
 /// An element of `c` is the same sum in the same order on any number of threads.
-pub(crate) fn matmul(a: &ArrayRef2<f32>, b: &ArrayRef2<f32>, c: &mut Array2<f32>) {
+pub(crate) fn matmul(a: &ArrayRef2<f32>, b: &ArrayRef2<f32>, c: &mut ArrayRef2<f32>) {
     let work = a.nrows() * a.ncols() * b.ncols();
     matmul_on(THREADS.min(work / WORTH_A_THREAD), a, b, c);
 }
 
-fn matmul_on(threads: usize, a: &ArrayRef2<f32>, b: &ArrayRef2<f32>, c: &mut Array2<f32>) {
+fn matmul_on(threads: usize, a: &ArrayRef2<f32>, b: &ArrayRef2<f32>, c: &mut ArrayRef2<f32>) {
     if threads < 2 {
         return general_mat_mul(1.0, a, b, 0.0, c);
     }
@@ -39,6 +39,8 @@ fn matmul_on(threads: usize, a: &ArrayRef2<f32>, b: &ArrayRef2<f32>, c: &mut Arr
 
 #[cfg(test)]
 mod tests {
+    use layernorm::ndarray::Array2;
+
     use super::*;
 
     #[test]

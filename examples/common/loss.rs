@@ -2,10 +2,10 @@
 
 use layernorm::ndarray::{Array2, ArrayView1, Zip};
 
-/// Sums over the images measured so far.
+/// Sums over the rows measured so far.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Score {
-    images: usize,
+    rows: usize,
     errors: usize,
     nll: f64,
 }
@@ -16,7 +16,7 @@ impl Score {
         for (z, &label) in outputs.rows().into_iter().zip(labels) {
             let (top, log_sum) = log_sum_exp(z);
             let label = label as usize;
-            self.images += 1;
+            self.rows += 1;
             // Asked this way round, NaN is an error.
             let hit = (0..z.len()).all(|class| class == label || z[class] < z[label]);
             self.errors += usize::from(!hit);
@@ -26,12 +26,12 @@ impl Score {
 
     /// Mean negative log likelihood, in nats.
     pub(crate) fn nll(&self) -> f64 {
-        self.nll / self.images as f64
+        self.nll / self.rows as f64
     }
 
-    /// Per cent of images for which another class has the largest output, or one as large.
+    /// Per cent of rows in which another class has the largest output, or one as large.
     pub(crate) fn error(&self) -> f64 {
-        100.0 * self.errors as f64 / self.images as f64
+        100.0 * self.errors as f64 / self.rows as f64
     }
 }
 
