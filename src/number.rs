@@ -71,17 +71,17 @@ pub struct Exponential<T: 'static> {
     pub fraction_bits: u32,
     /// log₂ e
     pub log2_e: T,
-    /// ln 2 rounded to so few bits that n times it is exact.
+    /// ln 2, of so few bits that n times it is exact.
     pub ln2_high: T,
     /// ln 2 − `ln2_high`
     pub ln2_low: T,
-    /// q of e^r = 1 + r + r²·q(r), the coefficient of r⁰ first.
+    /// q of e^r = 1 + r + r²·q(r) on |r| ≤ ln 2 / 2, the coefficient of r⁰ first.
     pub q: &'static [T],
     /// From here down e^x is 0.
     pub zero: T,
     /// From here up e^x is infinite.
     pub infinite: T,
-    /// From here down 1 − e^x is 1, and 2ⁿ a normal number.
+    /// From here down e^x is lost beside 1; 2ⁿ is still a normal number here.
     pub negligible: T,
 }
 
