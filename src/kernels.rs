@@ -7,6 +7,7 @@
 //! | [`normalize`] | y from x and the moments |
 //! | [`passes`] | the two passes of backward over a block |
 //! | [`backward`] | dx, and what each row adds to dgain and dbias |
+//! | [`short`] | the same as `normalize` and `backward`, for rows shorter than a vector |
 //! | [`columns`] | dgain and dbias of many rows |
 //! | `activations` | e^x, sigmoid and tanh (feature `rnn`) |
 //! | `rnn`, `lstm`, `gru` | a step of each recurrent cell, from its products on, and back (feature `rnn`) |
@@ -36,6 +37,7 @@ pub(crate) mod passes;
 pub(crate) mod rescale;
 #[cfg(feature = "rnn")]
 pub(crate) mod rnn;
+pub(crate) mod short;
 
 use moments::{Moments, Spread};
 use normalize::{Layer, SavedRows};
@@ -57,7 +59,7 @@ use {
 /// Public because [`Element`](crate::Element) names it; nothing in it can be named from outside.
 #[expect(private_interfaces, reason = "unreachable from outside")]
 pub trait Kernels: Number {
-    /// [`normalize::forward`]
+    /// [`short::forward`] and [`normalize::forward`]
     fn forward(
         level: Level,
         layer: Layer<'_, Self>,
@@ -76,7 +78,7 @@ pub trait Kernels: Number {
     /// [`rescale::rescued`]
     fn rescued(level: Level, row: &[Self], spread: Spread) -> Rescaled<Self>;
 
-    /// [`backward::backward`]
+    /// [`short::backward`] and [`backward::backward`]
     #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
     fn backward(
         level: Level,
@@ -157,7 +159,8 @@ macro_rules! compile {
                 y: &mut [Self],
                 saved: Option<SavedRows<'_, Self>>,
             ) {
-                dispatch!(level, simd => normalize::forward(simd, layer, streams, x, y, saved));
+                const ROWS: usize = <$number as Number>::LANES;
+                dispatch!(level, simd => short::forward::<_, _, ROWS>(simd, layer, streams, x, y, saved));
             }
 
             fn normalize(
@@ -193,7 +196,10 @@ macro_rules! compile {
                 dx: &mut [Self],
                 columns: &mut Columns<'_, Self>,
             ) {
-                dispatch!(level, simd => backward::backward(simd, layer, streams, kept, x, dy, dx, columns));
+                const ROWS: usize = <$number as Number>::LANES;
+                dispatch!(level, simd => {
+                    short::backward::<_, _, ROWS>(simd, layer, streams, kept, x, dy, dx, columns);
+                });
             }
 
             fn row(

@@ -12,7 +12,7 @@ const FLOORS: [&[&str]; 21] = [
     &["kernels/normalize"],
     &["kernels/passes"],
     &["kernels/backward"],
-    &["kernels/gates"],
+    &["kernels/short", "kernels/gates"],
     &["kernels/rnn", "kernels/lstm", "kernels/gru"],
     &["kernels"],
     &["element"],

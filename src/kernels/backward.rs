@@ -54,11 +54,7 @@ pub(crate) fn backward<S: Simd, T: Number>(
 ) {
     let features = layer.features;
     let rows = kept.mean.len();
-    let plain = kept.exponent.iter().all(
-        #[inline(always)]
-        |&exponent| exponent == 0,
-    );
-    if !plain {
+    if !kept.are_plain() {
         for row in 0..rows {
             let at = row * features..(row + 1) * features;
             let (x, dy, dx) = (&x[at.clone()], &dy[at.clone()], &mut dx[at]);
@@ -121,12 +117,12 @@ fn groups<S: Simd, T: Number, const R: usize, const P: usize>(
 }
 
 /// What the passes need to know of `R` rows. Arrays, not an array of rows: they are computed as vectors then.
-struct Group<T, const R: usize> {
-    mean: [T; R],
-    low: [T; R],
-    rstd: [T; R],
-    k: [T; R],
-    m: [T; R],
+pub(crate) struct Group<T, const R: usize> {
+    pub(crate) mean: [T; R],
+    pub(crate) low: [T; R],
+    pub(crate) rstd: [T; R],
+    pub(crate) k: [T; R],
+    pub(crate) m: [T; R],
 }
 
 impl<T: Number, const R: usize> Group<T, R> {
@@ -177,8 +173,12 @@ impl<T: Number, const R: usize> Group<T, R> {
                 (q[i * P + r], qd[i * P + r]) = sums[r];
             }
         }
-        let (q, qd) = (tree(&mut q), tree(&mut qd));
-        let (q, qd) = (q.as_slice(), qd.as_slice());
+        self.set_coefficients(layer, tree(&mut q).as_slice(), tree(&mut qd).as_slice());
+    }
+
+    /// k and m, from Q and Σ q·(x − mean) of each row.
+    #[inline(always)]
+    pub(crate) fn set_coefficients(&mut self, layer: &Layer<'_, T>, q: &[T], qd: &[T]) {
         for i in 0..R {
             Coefficients { k: self.k[i], m: self.m[i] } = self.row(i).coefficients(q[i].into(), qd[i].into(), layer);
         }

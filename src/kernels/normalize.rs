@@ -41,7 +41,7 @@ impl<'a, T: Number> Layer<'a, T> {
 
     /// The bias of `len` features from `start` on, at most a block of them.
     #[inline(always)]
-    fn bias(&self, start: usize, len: usize) -> &'a [T] {
+    pub(crate) fn bias(&self, start: usize, len: usize) -> &'a [T] {
         self.bias.map_or(&T::ZEROS[..len], |bias| &bias[start..start + len])
     }
 }
@@ -196,12 +196,12 @@ fn write_group<S: Simd, T: Number, const R: usize>(
 }
 
 /// The statistics of `R` rows. Arrays, not an array of rows: they are computed as vectors then.
-struct Group<T, const R: usize> {
-    mean: [T; R],
-    low: [T; R],
-    rstd: [T; R],
+pub(crate) struct Group<T, const R: usize> {
+    pub(crate) mean: [T; R],
+    pub(crate) low: [T; R],
+    pub(crate) rstd: [T; R],
     /// All of them are.
-    safe: bool,
+    pub(crate) safe: bool,
 }
 
 impl<T: Number, const R: usize> Group<T, R> {
@@ -224,13 +224,25 @@ impl<T: Number, const R: usize> Group<T, R> {
         }
         let sums = if spread.centred { tree(&mut sums) } else { zeros[0] };
         let squares = tree(&mut squares);
-        let (near, sums, squares) = (near.as_slice(), sums.as_slice(), squares.as_slice());
+        Self::of_sums(features, R, near.as_slice(), sums.as_slice(), squares.as_slice(), spread)
+    }
+
+    /// From h, s and q of each row; the first `count` of them must be safe.
+    #[inline(always)]
+    pub(crate) fn of_sums(
+        features: usize,
+        count: usize,
+        near: &[T],
+        sums: &[T],
+        squares: &[T],
+        spread: Spread,
+    ) -> Self {
         let (mut mean, mut low, mut rstd, mut all_safe) = ([T::zero(); R], [T::zero(); R], [T::zero(); R], true);
         for i in 0..R {
             let moments = Moments::of_block(features as f64, near[i], sums[i], squares[i]);
             let safe;
             Statistics { mean: mean[i], low: low[i], rstd: rstd[i], safe } = moments.finish(spread);
-            all_safe &= safe;
+            all_safe &= safe | (i >= count);
         }
         Self { mean, low, rstd, safe: all_safe }
     }
@@ -250,8 +262,8 @@ impl<T: Number, const R: usize> Group<T, R> {
 
     /// The statistics of row `i` in every lane.
     #[inline(always)]
-    fn splat<S: Simd>(&self, simd: S, i: usize) -> Splat<Vector<S, T>> {
-        Splat::new(simd, self.mean[i], self.low[i], self.rstd[i])
+    fn splat<S: Simd>(&self, simd: S, i: usize) -> Lanes<Vector<S, T>> {
+        Lanes::new(simd, self.mean[i], self.low[i], self.rstd[i])
     }
 }
 
@@ -275,7 +287,7 @@ pub(crate) fn normalize<S: Simd, T: Number>(
     for (block, (x, y)) in x.chunks(T::BLOCK).zip(y.chunks_mut(T::BLOCK)).enumerate() {
         let (start, len) = (start + block * T::BLOCK, x.len());
         let affine = (layer.gain(start, len), layer.bias(start, len));
-        let row = Splat::new(simd, statistics.mean, statistics.low, statistics.rstd);
+        let row = Lanes::new(simd, statistics.mean, statistics.low, statistics.rstd);
         write(simd, &Tail::new(simd, len), affine, &[row], [x], [y]);
     }
 }
@@ -284,7 +296,7 @@ pub(crate) fn normalize<S: Simd, T: Number>(
 #[simd]
 #[cold]
 #[inline(never)]
-fn careful_row<S: Simd, T: Number>(
+pub(crate) fn careful_row<S: Simd, T: Number>(
     simd: S,
     layer: Layer<'_, T>,
     x: &[T],
@@ -323,15 +335,15 @@ pub(crate) fn normalize_rescaled<S: Simd, T: Number>(
     }
 }
 
-/// The statistics of a row in every lane.
+/// The statistics of one row in every lane, or of a row in each.
 #[derive(Clone, Copy)]
-struct Splat<V> {
-    mean: V,
-    low: V,
-    rstd: V,
+pub(crate) struct Lanes<V> {
+    pub(crate) mean: V,
+    pub(crate) low: V,
+    pub(crate) rstd: V,
 }
 
-impl<V> Splat<V> {
+impl<V> Lanes<V> {
     #[inline(always)]
     fn new<S: Simd, T: Number<Vector<S> = V>>(simd: S, mean: T, low: T, rstd: T) -> Self {
         Self { mean: splat(simd, mean), low: splat(simd, low), rstd: splat(simd, rstd) }
@@ -339,7 +351,7 @@ impl<V> Splat<V> {
 
     /// x̂·gain + bias
     #[inline(always)]
-    fn affine<S: Simd>(&self, x: V, gain: V, bias: V) -> V
+    pub(crate) fn affine<S: Simd>(&self, x: V, gain: V, bias: V) -> V
     where
         V: SimdBase<S>,
     {
@@ -353,7 +365,7 @@ fn write<S: Simd, T: Number, const P: usize>(
     simd: S,
     tail: &Tail<S, T>,
     (gain, bias): (&[T], &[T]),
-    rows: &[Splat<Vector<S, T>>; P],
+    rows: &[Lanes<Vector<S, T>>; P],
     x: [&[T]; P],
     mut y: [&mut [T]; P],
 ) {

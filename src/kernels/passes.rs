@@ -20,6 +20,15 @@ pub(crate) struct KeptRows<'a, T> {
 }
 
 impl<'a, T> KeptRows<'a, T> {
+    /// Whether none of them had to be rescaled.
+    #[inline(always)]
+    pub(crate) fn are_plain(&self) -> bool {
+        self.exponent.iter().all(
+            #[inline(always)]
+            |&exponent| exponent == 0,
+        )
+    }
+
     /// Some of the rows.
     pub(crate) fn rows(self, rows: Range<usize>) -> Self {
         Self {
@@ -150,12 +159,12 @@ pub(crate) struct Coefficients<T> {
     pub(crate) m: T,
 }
 
-/// What both passes need of a row, in every lane.
+/// What both passes need of one row in every lane, or of a row in each.
 #[derive(Clone, Copy)]
-struct Lanes<V> {
-    mean: V,
-    low: V,
-    rstd: V,
+pub(crate) struct Lanes<V> {
+    pub(crate) mean: V,
+    pub(crate) low: V,
+    pub(crate) rstd: V,
 }
 
 impl<V: Copy> Lanes<V> {
@@ -166,7 +175,7 @@ impl<V: Copy> Lanes<V> {
 
     /// q, q·(x − mean) and p·d.
     #[inline(always)]
-    fn terms<S: Simd>(&self, gain: V, x: V, dy: V) -> (V, V, V)
+    pub(crate) fn terms<S: Simd>(&self, gain: V, x: V, dy: V) -> (V, V, V)
     where
         V: SimdBase<S>,
     {
@@ -256,12 +265,12 @@ pub(crate) fn sums<S: Simd, T: Number, const P: usize>(
     sums
 }
 
-/// What the second pass needs of a row, in every lane.
+/// What the second pass needs of one row in every lane, or of a row in each.
 #[derive(Clone, Copy)]
 pub(crate) struct Second<V> {
-    row: Lanes<V>,
-    k: V,
-    m: V,
+    pub(crate) row: Lanes<V>,
+    pub(crate) k: V,
+    pub(crate) m: V,
 }
 
 impl<V: Copy> Second<V> {
@@ -275,7 +284,7 @@ impl<V: Copy> Second<V> {
     }
 
     #[inline(always)]
-    fn dx<S: Simd>(&self, gain: V, x: V, dy: V) -> V
+    pub(crate) fn dx<S: Simd>(&self, gain: V, x: V, dy: V) -> V
     where
         V: SimdBase<S>,
     {

@@ -3,6 +3,8 @@
 use ndarray::{Array, ArrayRef, ArrayViewD, ArrayViewMutD, Dimension, IntoDimension};
 
 use crate::element::Element;
+#[cfg(doc)]
+use crate::error::Error;
 use crate::error::Result;
 use crate::kernels::moments::Spread;
 use crate::norm::row_norm::{RowNorm, Saved};
