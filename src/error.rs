@@ -118,7 +118,8 @@ impl fmt::Display for Error {
                 f.write_str("a cell without hidden units has no state: `hidden` must be at least 1, but is 0")
             }
             Self::Parameter { argument, parameter, expected: true } => {
-                write!(f, "`{argument}` must have a {parameter}, as the layer has, but has none")
+                let article = if parameter.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
+                write!(f, "`{argument}` must have {article} {parameter}, as the layer has, but has none")
             }
             Self::Parameter { argument, parameter, expected: false } => {
                 write!(f, "`{argument}` must have no {parameter}, as the layer has none, but has one")

@@ -123,7 +123,7 @@ fn a_gradient_of_another_cell_is_named() {
     let text = "`grad` must have shape [3, 20], but has [3, 24]";
     let mut wrong = grad(6, LstmPlacement::ProductsAndCell);
     refuses(text, &mut outputs, |out| cell.backward(&x, &out.saved, &dy, None, &mut wrong));
-    let text = "`grad` must have a input_gain, as the layer has, but has none";
+    let text = "`grad` must have an input_gain, as the layer has, but has none";
     let mut wrong = grad(5, LstmPlacement::Cell);
     refuses(text, &mut outputs, |out| cell.backward(&x, &out.saved, &dy, None, &mut wrong));
     assert_eq!(cell.clone().zip(&wrong, |_, _, _| panic!("not called")).unwrap_err().to_string(), text);
