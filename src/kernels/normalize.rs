@@ -154,17 +154,7 @@ fn groups<S: Simd, T: Number, const R: usize>(
                 write_group(simd, &Tail::new(simd, len), affine, &group, features, start, x, y);
             }
         }
-        if let Some(saved) = saved {
-            saved.mean[first..][..R].copy_from_slice(&group.mean);
-            saved.low[first..][..R].copy_from_slice(&group.low);
-            saved.rstd[first..][..R].copy_from_slice(&group.rstd);
-            saved.exponent[first..][..R].fill(0);
-        }
-        if !group.safe {
-            for (i, (x, y)) in x.chunks_exact(features).zip(y.chunks_exact_mut(features)).enumerate() {
-                careful_row(simd, layer, x, y, saved, first + i);
-            }
-        }
+        group.end(simd, layer, x, y, saved, first);
     }
     end
 }
@@ -260,6 +250,32 @@ impl<T: Number, const R: usize> Group<T, R> {
         group
     }
 
+    /// Keeps the statistics of the rows in `x`, and takes them again if not all are safe.
+    #[inline(always)]
+    pub(crate) fn end<S: Simd>(
+        &self,
+        simd: S,
+        layer: Layer<'_, T>,
+        x: &[T],
+        y: &mut [T],
+        saved: &mut Option<SavedRows<'_, T>>,
+        first: usize,
+    ) {
+        let features = layer.features;
+        if let Some(saved) = saved {
+            let count = x.len() / features;
+            saved.mean[first..][..count].copy_from_slice(&self.mean[..count]);
+            saved.low[first..][..count].copy_from_slice(&self.low[..count]);
+            saved.rstd[first..][..count].copy_from_slice(&self.rstd[..count]);
+            saved.exponent[first..][..count].fill(0);
+        }
+        if !self.safe {
+            for (i, (x, y)) in x.chunks_exact(features).zip(y.chunks_exact_mut(features)).enumerate() {
+                careful_row(simd, layer, x, y, saved, first + i);
+            }
+        }
+    }
+
     /// The statistics of row `i` in every lane.
     #[inline(always)]
     fn splat<S: Simd>(&self, simd: S, i: usize) -> Lanes<Vector<S, T>> {
@@ -296,7 +312,7 @@ pub(crate) fn normalize<S: Simd, T: Number>(
 #[simd]
 #[cold]
 #[inline(never)]
-pub(crate) fn careful_row<S: Simd, T: Number>(
+fn careful_row<S: Simd, T: Number>(
     simd: S,
     layer: Layer<'_, T>,
     x: &[T],

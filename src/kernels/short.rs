@@ -27,7 +27,7 @@ use fearless_simd::{Simd, SimdBase};
 use fearless_simd_macros::simd;
 
 use crate::kernels::backward;
-use crate::kernels::normalize::{self, Layer, SavedRows, careful_row};
+use crate::kernels::normalize::{self, Layer, SavedRows};
 use crate::kernels::passes::{self, Columns, KeptRows, Second};
 use crate::number::Number;
 use crate::simd::{Vector, splat};
@@ -70,18 +70,7 @@ pub(crate) fn forward<S: Simd, T: Number, const R: usize>(
             y[at.clone()].copy_from_slice(&y_copy[..at.len()]);
             group
         };
-        if let Some(saved) = &mut saved {
-            saved.mean[first..][..count].copy_from_slice(&group.mean[..count]);
-            saved.low[first..][..count].copy_from_slice(&group.low[..count]);
-            saved.rstd[first..][..count].copy_from_slice(&group.rstd[..count]);
-            saved.exponent[first..][..count].fill(0);
-        }
-        if !group.safe {
-            let rows = x[at.clone()].chunks_exact(features).zip(y[at].chunks_exact_mut(features));
-            for (i, (x, y)) in rows.enumerate() {
-                careful_row(simd, layer, x, y, &mut saved, first + i);
-            }
-        }
+        group.end(simd, layer, &x[at.clone()], &mut y[at], &mut saved, first);
     }
 }
 
