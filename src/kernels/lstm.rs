@@ -141,8 +141,8 @@ pub(crate) fn backward<S: Simd, T: Number>(simd: S, cell: Lstm<'_, T>, mut step:
     let tail = Tail::new(simd, hidden);
     let one = splat(simd, T::one());
     let pieces = step.pieces();
-    // Rows of a group must be of one piece: its column sums are their own.
-    let group = if step.mask.is_some() || step.piece % GROUP != 0 { 1 } else { GROUP };
+    debug_assert!(step.piece.is_multiple_of(GROUP), "a group's column sums are those of one piece");
+    let group = if step.mask.is_some() { 1 } else { GROUP };
     for first in (0..rows).step_by(group) {
         let count = group.min(rows - first);
         if is_padded(step.mask, first) {
