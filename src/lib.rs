@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod arrays;
 mod element;
 mod error;
 mod kernels;
@@ -14,6 +15,7 @@ mod parallel;
 mod params;
 mod rows;
 mod simd;
+mod sweep;
 mod tiles;
 
 pub mod grad_check;

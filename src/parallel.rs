@@ -124,6 +124,9 @@ impl<N: Send, F: Fn(usize, &mut [N]) + Sync> Job for Fill<'_, N, F> {
 /// Lends `f` a buffer of `len` elements that starts at a cache line, whatever is in them. It is this thread's, and kept
 /// for the next call.
 pub(crate) fn lend<T: Number, R>(len: usize, f: impl FnOnce(&mut [T]) -> R) -> R {
+    if len == 0 {
+        return f(&mut []);
+    }
     // Taken, not borrowed: another job may run on this thread before `f` returns.
     let mut buffer = T::with_scratch(|scratch| std::mem::take(&mut scratch.elements));
     let lines = grown(&mut buffer, len + T::LANES);

@@ -154,7 +154,7 @@ fn groups<S: Simd, T: Number, const R: usize>(
                 write_group(simd, &Tail::new(simd, len), affine, &group, features, start, x, y);
             }
         }
-        group.end(simd, layer, x, y, saved, first);
+        group.end(simd, layer, R, x, y, saved, first);
     }
     end
 }
@@ -250,12 +250,14 @@ impl<T: Number, const R: usize> Group<T, R> {
         group
     }
 
-    /// Keeps the statistics of the rows in `x`, and takes them again if not all are safe.
+    /// Keeps the statistics of the `count` rows in `x`, and takes them again if not all are safe.
     #[inline(always)]
+    #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
     pub(crate) fn end<S: Simd>(
         &self,
         simd: S,
         layer: Layer<'_, T>,
+        count: usize,
         x: &[T],
         y: &mut [T],
         saved: &mut Option<SavedRows<'_, T>>,
@@ -263,7 +265,6 @@ impl<T: Number, const R: usize> Group<T, R> {
     ) {
         let features = layer.features;
         if let Some(saved) = saved {
-            let count = x.len() / features;
             saved.mean[first..][..count].copy_from_slice(&self.mean[..count]);
             saved.low[first..][..count].copy_from_slice(&self.low[..count]);
             saved.rstd[first..][..count].copy_from_slice(&self.rstd[..count]);

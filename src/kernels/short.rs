@@ -70,7 +70,7 @@ pub(crate) fn forward<S: Simd, T: Number, const R: usize>(
             y[at.clone()].copy_from_slice(&y_copy[..at.len()]);
             group
         };
-        group.end(simd, layer, &x[at.clone()], &mut y[at], &mut saved, first);
+        group.end(simd, layer, count, &x[at.clone()], &mut y[at], &mut saved, first);
     }
 }
 

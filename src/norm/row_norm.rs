@@ -78,7 +78,7 @@ impl<T: Element> RowNorm<T> {
     pub(crate) fn infer_inplace<D: Dimension>(&self, x: &mut ArrayRef<T, D>) -> Result<()> {
         self.check_input("x", x.shape())?;
         if !x.is_empty() {
-            rows::forward_inplace(&self.call(), x.view_mut());
+            rows::forward_inplace(&self.call(), x.view_mut(), None);
         }
         Ok(())
     }

@@ -1,0 +1,286 @@
+//! A kernel taken over all rows of some arrays.
+//!
+//! ```text
+//! tasks of rows, in parallel:                 without column sums: rows of about 128 KiB; with them: a block
+//!     chains of 64 rows:                      only with column sums
+//!         steps of rows that fit a tile:      all at once, if no array needs a tile
+//!             gather what is strided;   kernel;   scatter
+//!         the block's sums += the chain's
+//! ```
+//!
+//! What a task writes is its own, but for strided outputs, which the tasks fill one after the other.
+
+use std::array;
+use std::ops::Range;
+
+use crate::arrays::{Input, Part, RowShape};
+use crate::kernels::columns::{CHAIN, Gradient, end_chain, join_block, rows_per_block};
+use crate::kernels::normalize::SavedRows;
+use crate::kernels::passes::Columns;
+use crate::number::Number;
+use crate::parallel::{self, Job};
+
+/// Some rows of every array of a sweep.
+#[derive(Debug)]
+pub(crate) struct Step<'a, T, const I: usize, const O: usize, const W: usize> {
+    pub(crate) rows: Range<usize>,
+    /// Of an absent one, nothing.
+    pub(crate) inputs: [&'a [T]; I],
+    pub(crate) outputs: [&'a mut [T]; O],
+    /// Room for as many rows, whatever is in it.
+    pub(crate) scratch: [&'a mut [T]; W],
+    pub(crate) saved: Option<SavedRows<'a, T>>,
+    /// Empty in a sweep without column sums.
+    pub(crate) columns: Columns<'a, T>,
+}
+
+/// A kernel and its arrays: `I` to be read, `O` to be written, and `W` tiles to work in.
+pub(crate) struct Sweep<'a, 'v, T: Number, F, const I: usize, const O: usize, const W: usize> {
+    shape: RowShape,
+    rows: Range<usize>,
+    inputs: [&'a Input<'v, T>; I],
+    outputs: [Part<'a, 'v, T>; O],
+    /// What to fill, a few numbers a row.
+    saved: Option<SavedRows<'a, T>>,
+    /// See the methods of these names.
+    in_place: bool,
+    tiled: bool,
+    sums: ColumnSums<'a, T>,
+    kernel: &'a F,
+}
+
+/// Where the column sums go.
+enum ColumnSums<'a, T: Number> {
+    None,
+    /// Of the only chain.
+    Gradient(Gradient<'a, T>),
+    /// Those of each block of that many rows, one behind the other.
+    Blocks {
+        blocks: &'a mut [T::Wide],
+        rows: usize,
+    },
+}
+
+/// Bytes of a tile, about: small beside L2.
+const TILE: usize = 64 * 1024;
+
+/// Bytes of one array in a task without column sums, about.
+const TASK: usize = 128 * 1024;
+
+impl<'a, 'v, T, F, const I: usize, const O: usize, const W: usize> Sweep<'a, 'v, T, F, I, O, W>
+where
+    T: Number,
+    F: Fn(Step<'_, T, I, O, W>) + Sync,
+{
+    pub(crate) fn new(
+        shape: RowShape,
+        rows: usize,
+        inputs: [&'a Input<'v, T>; I],
+        outputs: [Part<'a, 'v, T>; O],
+        kernel: &'a F,
+    ) -> Self {
+        let (saved, in_place, tiled, sums) = (None, false, W > 0, ColumnSums::None);
+        Self { shape, rows: 0..rows, inputs, outputs, saved, in_place, tiled, sums, kernel }
+    }
+
+    /// Filling a few numbers a row as well.
+    pub(crate) fn saving(self, saved: Option<SavedRows<'a, T>>) -> Self {
+        Self { saved, ..self }
+    }
+
+    /// With something in the first output that the kernel wants to see.
+    pub(crate) fn in_place(self) -> Self {
+        Self { in_place: true, ..self }
+    }
+
+    /// In steps that stay in the cache of a core, because the kernel comes back to its rows.
+    pub(crate) fn tiled(self) -> Self {
+        Self { tiled: true, ..self }
+    }
+
+    /// Runs the kernel over all rows.
+    pub(crate) fn run(self) {
+        let bytes = self.bytes();
+        parallel::run(self, bytes);
+    }
+
+    /// Runs the kernel over all rows, and adds its column sums to `grad`.
+    pub(crate) fn sum(self, grad: Gradient<'_, T>) {
+        let (rows, features) = (self.rows.len(), self.shape.features);
+        if rows <= CHAIN {
+            // One chain: nothing wider is needed.
+            return Job::run(Sweep { sums: ColumnSums::Gradient(grad), ..self });
+        }
+        let block = rows_per_block(rows, features);
+        let bytes = self.bytes();
+        parallel::lend_wide::<T, _>(rows.div_ceil(block) * 2 * features, |blocks| {
+            let sums = ColumnSums::Blocks { blocks, rows: block };
+            parallel::run(Sweep { sums, ..self }, bytes);
+            let (total, others) = blocks.split_at_mut(2 * features);
+            others.chunks_exact(2 * features).for_each(|block| join_block(total, block));
+            grad.add_wide(total);
+        });
+    }
+
+    /// Rows of a task.
+    fn task(&self) -> usize {
+        match self.sums {
+            ColumnSums::None => (TASK / size_of::<T>() / self.shape.features).max(1).next_multiple_of(8),
+            ColumnSums::Gradient(_) => CHAIN,
+            ColumnSums::Blocks { rows, .. } => rows,
+        }
+    }
+
+    /// Bytes that all of it touches.
+    fn bytes(&self) -> usize {
+        let read = self.inputs.iter().filter(|input| !matches!(input, Input::Absent)).count();
+        (read + O + usize::from(self.in_place)) * self.rows.len() * self.shape.features * size_of::<T>()
+    }
+}
+
+impl<T, F, const I: usize, const O: usize, const W: usize> Job for Sweep<'_, '_, T, F, I, O, W>
+where
+    T: Number,
+    F: Fn(Step<'_, T, I, O, W>) + Sync,
+{
+    fn pieces(&self) -> usize {
+        self.rows.len().div_ceil(self.task())
+    }
+
+    fn split(self, pieces: usize) -> (Self, Self) {
+        let (rows, features) = (pieces * self.task(), self.shape.features);
+        let middle = self.rows.start + rows;
+        let (outputs, outputs_second) = unzip(self.outputs.map(|part| part.split(rows * features)));
+        let (saved, saved_second) = self.saved.map(|saved| saved.split(rows)).unzip();
+        let (sums, sums_second) = self.sums.split(pieces * 2 * features);
+        (
+            Self { rows: self.rows.start..middle, outputs, saved, sums, ..self },
+            Self {
+                rows: middle..self.rows.end,
+                outputs: outputs_second,
+                saved: saved_second,
+                sums: sums_second,
+                ..self
+            },
+        )
+    }
+
+    fn run(mut self) {
+        let features = self.shape.features;
+        let strided = self.inputs.iter().any(|input| input.is_strided()) || self.outputs.iter().any(Part::is_strided);
+        let all = self.rows.len().max(1);
+        let step = if strided || self.tiled { (TILE / size_of::<T>() / features).clamp(1, CHAIN) } else { all };
+        let (task, chain, line) = match self.sums {
+            ColumnSums::None => (all, all, 0),
+            // dbias starts at a cache line, as dgain does.
+            _ => (self.task(), CHAIN, features.next_multiple_of(T::LANES)),
+        };
+        let tile = if strided { step * features } else { 0 };
+        let room = if W > 0 { step * features } else { 0 };
+        parallel::lend(2 * line + (I + O) * tile + W * room, |buffer: &mut [T]| {
+            let (columns, buffer) = buffer.split_at_mut(2 * line);
+            columns.fill(T::zero());
+            let (dgain, dbias) = columns.split_at_mut(line);
+            let wanted = features.min(line);
+            let mut columns = Columns { dgain: &mut dgain[..wanted], dbias: &mut dbias[..wanted] };
+            let (inputs, buffer) = cut(buffer, tile);
+            let (outputs, buffer) = cut(buffer, tile);
+            let mut tiles = Tiles { inputs, outputs, scratch: cut(buffer, room).0 };
+            let mut sums = std::mem::replace(&mut self.sums, ColumnSums::None);
+            for (index, task) in steps(self.rows.clone(), task).enumerate() {
+                for chain in steps(task, chain) {
+                    for rows in steps(chain, step) {
+                        self.step(rows, &mut tiles, &mut columns);
+                    }
+                    if let ColumnSums::Blocks { blocks, .. } = &mut sums {
+                        let (dgain, dbias) = blocks[2 * index * features..][..2 * features].split_at_mut(features);
+                        end_chain(columns.dgain, dgain);
+                        end_chain(columns.dbias, dbias);
+                    }
+                }
+            }
+            if let ColumnSums::Gradient(grad) = sums {
+                grad.add(columns.dgain, columns.dbias);
+            }
+        });
+    }
+}
+
+impl<T, F, const I: usize, const O: usize, const W: usize> Sweep<'_, '_, T, F, I, O, W>
+where
+    T: Number,
+    F: Fn(Step<'_, T, I, O, W>) + Sync,
+{
+    /// The kernel on some rows.
+    fn step(&mut self, rows: Range<usize>, tiles: &mut Tiles<'_, T, I, O, W>, columns: &mut Columns<'_, T>) {
+        let (shape, first) = (self.shape, self.rows.start);
+        let elements = rows.len() * shape.features;
+        if self.in_place {
+            self.outputs[0].gather(shape, rows.clone(), tiles.outputs[0]);
+        }
+        let mut inputs = self.inputs.iter().zip(&mut tiles.inputs);
+        let inputs = array::from_fn(|_| {
+            let (input, tile) = inputs.next().expect("a tile for each input");
+            input.rows(shape, rows.clone(), tile)
+        });
+        let mut outputs = self.outputs.iter_mut().zip(&mut tiles.outputs);
+        let outputs = array::from_fn(|_| {
+            let (part, tile) = outputs.next().expect("a tile for each output");
+            part.rows(shape, rows.start - first..rows.end - first, tile)
+        });
+        let scratch = tiles.scratch.each_mut().map(|tile| &mut tile[..elements]);
+        let saved = self.saved.as_mut().map(|saved| saved.take_first(rows.len()));
+        let columns = Columns { dgain: &mut *columns.dgain, dbias: &mut *columns.dbias };
+        (self.kernel)(Step { rows: rows.clone(), inputs, outputs, scratch, saved, columns });
+        for (part, tile) in self.outputs.iter().zip(&tiles.outputs) {
+            part.scatter(shape, rows.clone(), tile);
+        }
+    }
+}
+
+impl<T: Number> ColumnSums<'_, T> {
+    /// Those of the first blocks, and of the others.
+    fn split(self, sums: usize) -> (Self, Self) {
+        match self {
+            Self::None => (Self::None, Self::None),
+            Self::Gradient(_) => unreachable!("one chain is one task"),
+            Self::Blocks { blocks, rows } => {
+                let (first, second) = blocks.split_at_mut(sums);
+                (Self::Blocks { blocks: first, rows }, Self::Blocks { blocks: second, rows })
+            }
+        }
+    }
+}
+
+/// The buffers of a thread.
+struct Tiles<'a, T, const I: usize, const O: usize, const W: usize> {
+    inputs: [&'a mut [T]; I],
+    outputs: [&'a mut [T]; O],
+    scratch: [&'a mut [T]; W],
+}
+
+/// `N` parts of `len` elements, and what is left.
+fn cut<T, const N: usize>(mut buffer: &mut [T], len: usize) -> ([&mut [T]; N], &mut [T]) {
+    let parts = array::from_fn(|_| buffer.split_off_mut(..len).expect("room for all parts"));
+    (parts, buffer)
+}
+
+/// The firsts, and the seconds.
+fn unzip<A, B, const N: usize>(pairs: [(A, B); N]) -> ([A; N], [B; N]) {
+    let mut seconds = [const { None }; N];
+    let mut place = seconds.iter_mut();
+    let firsts = pairs.map(|(first, second)| {
+        *place.next().expect("a place for each") = Some(second);
+        first
+    });
+    (firsts, seconds.map(|second| second.expect("filled a line ago")))
+}
+
+/// Ranges of at most `step` that make up `rows`. Not `step_by`, whose divisions are felt where there is one short row.
+fn steps(mut rows: Range<usize>, step: usize) -> impl Iterator<Item = Range<usize>> {
+    std::iter::from_fn(move || {
+        let next = rows.start..(rows.start + step).min(rows.end);
+        rows.start = next.end;
+        (!next.is_empty()).then_some(next)
+    })
+}
