@@ -51,6 +51,15 @@ impl<'a, T: Number> Input<'a, T> {
         matches!(self, Self::Strided(_))
     }
 
+    /// All rows, if they need no tile.
+    pub(crate) fn adjacent(&self) -> Option<&[T]> {
+        match self {
+            Self::Absent => Some(&[]),
+            Self::Adjacent(slice) => Some(slice),
+            Self::Strided(_) => None,
+        }
+    }
+
     /// Some rows, in `tile` if they are not side by side.
     pub(crate) fn rows<'b>(&'b self, shape: RowShape, rows: Range<usize>, tile: &'b mut [T]) -> &'b [T] {
         match self {

@@ -71,6 +71,15 @@ pub enum Error {
         /// The value that came.
         got: f64,
     },
+    /// The gain of a feature is too small to divide y by.
+    SmallGain {
+        /// The feature, counted in the order of the normalized shape.
+        feature: usize,
+        /// The smallest gain of that feature, of either sign, that would do.
+        least: f64,
+        /// Its gain.
+        got: f64,
+    },
     /// The layer normalizes over no element at all.
     Empty {
         /// The normalized shape of the layer.
@@ -127,6 +136,11 @@ impl fmt::Display for Error {
             Self::Eps { got } => {
                 write!(f, "`eps` must be finite and at least 0, but is {got}")
             }
+            Self::SmallGain { feature, least, got } => write!(
+                f,
+                "`gain` must be at least {least} or at most -{least} for x̂ to be found from y, but is {got} at feature \
+                 {feature}: keep x, or x̂, in the place of y"
+            ),
             Self::Empty { normalized } => write!(
                 f,
                 "a layer of normalized shape {normalized:?} has no element to take a mean of: every axis must be at least 1"

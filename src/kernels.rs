@@ -9,6 +9,8 @@
 //! | [`backward`] | dx, and what each row adds to dgain and dbias |
 //! | [`short`] | the same as `normalize` and `backward`, for rows shorter than a vector |
 //! | [`columns`] | dgain and dbias of many rows |
+//! | [`second_order`] | how y and the gradients change along a direction |
+//! | [`elementwise`] | what is done to elements one by one |
 //! | `activations` | e^x, sigmoid and tanh (feature `rnn`) |
 //! | `rnn`, `lstm`, `gru` | a step of each recurrent cell, from its products on, and back (feature `rnn`) |
 //!
@@ -25,6 +27,7 @@ use crate::number::Number;
 pub(crate) mod activations;
 pub(crate) mod backward;
 pub(crate) mod columns;
+pub(crate) mod elementwise;
 #[cfg(feature = "rnn")]
 pub(crate) mod gates;
 #[cfg(feature = "rnn")]
@@ -37,12 +40,14 @@ pub(crate) mod passes;
 pub(crate) mod rescale;
 #[cfg(feature = "rnn")]
 pub(crate) mod rnn;
+pub(crate) mod second_order;
 pub(crate) mod short;
 
 use moments::{Moments, Spread};
 use normalize::{Layer, SavedRows};
 use passes::{Coefficients, Columns, KeptRows, Row};
 use rescale::Rescaled;
+use second_order::Direction;
 
 #[cfg(feature = "rnn")]
 use crate::matmul::{self, Into, Matrix};
@@ -117,6 +122,45 @@ pub trait Kernels: Number {
         dy: &[Self],
         dx: &mut [Self],
     );
+
+    /// [`second_order::jvp`]
+    fn jvp(
+        level: Level,
+        layer: Layer<'_, Self>,
+        kept: KeptRows<'_, Self>,
+        x: &[Self],
+        direction: Direction<'_, Self>,
+        y_tangent: &mut [Self],
+    );
+
+    /// [`second_order::double_backward`]
+    #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
+    fn double_backward(
+        level: Level,
+        layer: Layer<'_, Self>,
+        kept: KeptRows<'_, Self>,
+        x: &[Self],
+        dy: &[Self],
+        direction: Direction<'_, Self>,
+        dx: &mut [Self],
+        ddy: &mut [Self],
+        dgain: &mut [Self],
+    );
+
+    /// [`elementwise::add_residual`]
+    fn add_residual(level: Level, x: &[Self], mask: &[Self], residual: &[Self], sum: &mut [Self]);
+
+    /// [`elementwise::add_to`]
+    fn add_to(level: Level, to: &mut [Self], terms: &[Self]);
+
+    /// [`elementwise::multiply`]
+    fn multiply_elements(level: Level, a: &[Self], b: &[Self], product: &mut [Self]);
+
+    /// [`elementwise::normalized`]
+    fn normalized(level: Level, layer: Layer<'_, Self>, y: &[Self], normalized: &mut [Self]);
+
+    /// [`elementwise::scale_rows`]
+    fn scale_rows(level: Level, factors: &[Self], rows: &mut [Self]);
 
     /// [`matmul::multiply`]
     #[cfg(feature = "rnn")]
@@ -235,6 +279,53 @@ macro_rules! compile {
                 dx: &mut [Self],
             ) {
                 dispatch!(level, simd => backward::write_row(simd, layer, row, coefficients, start, x, dy, dx));
+            }
+
+            fn jvp(
+                level: Level,
+                layer: Layer<'_, Self>,
+                kept: KeptRows<'_, Self>,
+                x: &[Self],
+                direction: Direction<'_, Self>,
+                y_tangent: &mut [Self],
+            ) {
+                dispatch!(level, simd => second_order::jvp(simd, layer, kept, x, direction, y_tangent));
+            }
+
+            fn double_backward(
+                level: Level,
+                layer: Layer<'_, Self>,
+                kept: KeptRows<'_, Self>,
+                x: &[Self],
+                dy: &[Self],
+                direction: Direction<'_, Self>,
+                dx: &mut [Self],
+                ddy: &mut [Self],
+                dgain: &mut [Self],
+            ) {
+                dispatch!(level, simd => {
+                    second_order::double_backward(simd, layer, kept, x, dy, direction, dx, ddy, dgain);
+                });
+            }
+
+            fn add_residual(level: Level, x: &[Self], mask: &[Self], residual: &[Self], sum: &mut [Self]) {
+                dispatch!(level, simd => elementwise::add_residual(simd, x, mask, residual, sum));
+            }
+
+            fn add_to(level: Level, to: &mut [Self], terms: &[Self]) {
+                dispatch!(level, simd => elementwise::add_to(simd, to, terms));
+            }
+
+            fn multiply_elements(level: Level, a: &[Self], b: &[Self], product: &mut [Self]) {
+                dispatch!(level, simd => elementwise::multiply(simd, a, b, product));
+            }
+
+            fn normalized(level: Level, layer: Layer<'_, Self>, y: &[Self], normalized: &mut [Self]) {
+                dispatch!(level, simd => elementwise::normalized(simd, layer, y, normalized));
+            }
+
+            fn scale_rows(level: Level, factors: &[Self], rows: &mut [Self]) {
+                dispatch!(level, simd => elementwise::scale_rows(simd, factors, rows));
             }
 
             #[cfg(feature = "rnn")]

@@ -73,6 +73,32 @@ pub(crate) fn forward<T: Element>(
     }
 }
 
+/// sum = mask ⊙ x + residual, of all rows; without a mask where that is empty.
+pub(crate) fn add_residual<T: Element>(level: Level, x: &[T], mask: &[T], residual: &[T], sum: &mut [T]) {
+    parallel::fill(sum, T::BLOCK, 3 * size_of_val(x), |block, sum| {
+        let at = block * T::BLOCK..block * T::BLOCK + sum.len();
+        let mask = if mask.is_empty() { mask } else { &mask[at.clone()] };
+        T::add_residual(level, &x[at.clone()], mask, &residual[at], sum);
+    });
+}
+
+/// to += terms, if there are any.
+pub(crate) fn add_to<T: Element>(level: Level, to: &mut [T], terms: &[T]) {
+    if !terms.is_empty() {
+        parallel::fill(to, T::BLOCK, 2 * size_of_val(terms), |block, to| {
+            T::add_to(level, to, &terms[block * T::BLOCK..][..to.len()]);
+        });
+    }
+}
+
+/// product = a ⊙ b
+pub(crate) fn multiply<T: Element>(level: Level, a: &[T], b: &[T], product: &mut [T]) {
+    parallel::fill(product, T::BLOCK, 3 * size_of_val(a), |block, product| {
+        let at = block * T::BLOCK..block * T::BLOCK + product.len();
+        T::multiply_elements(level, &a[at.clone()], &b[at], product);
+    });
+}
+
 /// The blocks of rows that are side by side.
 #[derive(Clone, Copy)]
 struct Blocks {

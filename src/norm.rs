@@ -6,8 +6,11 @@
 //! | [`RmsNorm`] | x/√(Σx²/n + ε) ⊙ gain | the features of a row | a mean that should stay, or one sum less |
 
 mod layer_norm;
+mod lean;
+mod residual;
 mod rms_norm;
 mod row_norm;
+mod second_order;
 
 pub use layer_norm::LayerNorm;
 pub use rms_norm::{RmsNorm, RmsSaved};

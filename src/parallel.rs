@@ -146,6 +146,14 @@ pub(crate) fn lend_wide<T: Number, R>(len: usize, f: impl FnOnce(&mut [T::Wide])
     result
 }
 
+/// Lends `f` a buffer of `len` elements beside that of [`lend`], whatever is in them.
+pub(crate) fn lend_gain<T: Number, R>(len: usize, f: impl FnOnce(&mut [T]) -> R) -> R {
+    let mut buffer = T::with_scratch(|scratch| std::mem::take(&mut scratch.gain));
+    let result = f(grown(&mut buffer, len));
+    T::with_scratch(|scratch| scratch.gain = buffer);
+    result
+}
+
 fn grown<N: Copy + Default>(buffer: &mut Vec<N>, len: usize) -> &mut [N] {
     if buffer.len() < len {
         buffer.resize(len, N::default());

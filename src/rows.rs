@@ -3,14 +3,17 @@
 //! What is done to the rows of a call: each function a [`Sweep`] with its kernel. Rows too long for a cache that lie side
 //! by side are taken by [`long`].
 
+use std::ops::Range;
+
 use fearless_simd::Level;
 use ndarray::{ArrayView, ArrayViewMut, Dimension};
 
 use crate::arrays::{Input, Output, RowShape};
 use crate::element::Element;
-use crate::kernels::columns::Gradient;
+use crate::kernels::columns::{CHAIN, Gradient};
 use crate::kernels::normalize::{Layer, SavedRows};
-use crate::kernels::passes::KeptRows;
+use crate::kernels::passes::{Columns, KeptRows};
+use crate::kernels::second_order::Direction;
 use crate::long;
 use crate::sweep::{Step, Sweep};
 
@@ -94,12 +97,231 @@ pub(crate) fn backward<T: Element, D: Dimension>(
     Sweep::new(call.shape(), rows, [&x, &dy], [dx.part()], &kernel).sum(grad);
 }
 
+/// The arrays of a residual forward call.
+pub(crate) struct Residual<'a, T, D> {
+    pub(crate) x: ArrayView<'a, T, D>,
+    /// What x is multiplied by, if by anything.
+    pub(crate) mask: Option<ArrayView<'a, T, D>>,
+    pub(crate) residual: ArrayView<'a, T, D>,
+    pub(crate) y: ArrayViewMut<'a, T, D>,
+    pub(crate) sum: ArrayViewMut<'a, T, D>,
+}
+
+/// sum = mask ⊙ x + residual, its y, and what backward needs of each row.
+pub(crate) fn forward_residual<T: Element, D: Dimension>(
+    call: &Call<'_, T>,
+    arrays: Residual<'_, T, D>,
+    saved: SavedRows<'_, T>,
+) {
+    let &Call { level, layer, trailing } = call;
+    let (elements, masked) = (arrays.x.len(), arrays.mask.is_some());
+    let (rows, streams) = (elements / layer.features, streams::<T>(4 + usize::from(masked), elements));
+    let [x, residual] = [arrays.x, arrays.residual].map(|view| Input::new(view, trailing));
+    let mask = arrays.mask.map_or(Input::Absent, |view| Input::new(view, trailing));
+    let [mut y, mut sum] = [arrays.y, arrays.sum].map(|view| Output::new(view, trailing));
+    if long::is_long::<T>(layer.features)
+        && let (Some(x), Some(mask), Some(residual)) = (x.adjacent(), mask.adjacent(), residual.adjacent())
+        && let (Output::Adjacent(y), Output::Adjacent(sum)) = (&mut y, &mut sum)
+    {
+        long::add_residual(level, x, mask, residual, sum);
+        return long::forward(level, layer, sum, y, Some(saved));
+    }
+    let kernel = |step: Step<'_, T, 3, 2, 0>| {
+        let Step { inputs: [x, mask, residual], outputs: [y, sum], saved, .. } = step;
+        T::add_residual(level, x, mask, residual, sum);
+        T::forward(level, layer, streams, sum, y, saved);
+    };
+    let outputs = [y.part(), sum.part()];
+    Sweep::new(call.shape(), rows, [&x, &mask, &residual], outputs, &kernel).saving(Some(saved)).tiled().run();
+}
+
+/// The arrays of a residual backward call.
+pub(crate) struct ResidualGradient<'a, T, D> {
+    pub(crate) sum: ArrayView<'a, T, D>,
+    pub(crate) dy: ArrayView<'a, T, D>,
+    /// What else arrives at the sum.
+    pub(crate) dsum: Option<ArrayView<'a, T, D>>,
+    pub(crate) dresidual: ArrayViewMut<'a, T, D>,
+    /// The mask, and where dx goes: without a mask it is dresidual.
+    pub(crate) masked: Option<(ArrayView<'a, T, D>, ArrayViewMut<'a, T, D>)>,
+}
+
+/// dresidual and dx of all rows; adds dgain and dbias to `grad`.
+pub(crate) fn backward_residual<T: Element, D: Dimension>(
+    call: &Call<'_, T>,
+    kept: KeptRows<'_, T>,
+    arrays: ResidualGradient<'_, T, D>,
+    grad: Gradient<'_, T>,
+) {
+    let &Call { level, layer, trailing } = call;
+    let elements = arrays.sum.len();
+    let (rows, streams) = (elements / layer.features, streams::<T>(3, elements));
+    let [sum, dy] = [arrays.sum, arrays.dy].map(|view| Input::new(view, trailing));
+    let dsum = arrays.dsum.map_or(Input::Absent, |view| Input::new(view, trailing));
+    let mut dresidual = Output::new(arrays.dresidual, trailing);
+    let mut masked = arrays.masked.map(|(mask, dx)| (Input::new(mask, trailing), Output::new(dx, trailing)));
+    if long::is_long::<T>(layer.features)
+        && let (Some(sum), Some(dy), Some(dsum)) = (sum.adjacent(), dy.adjacent(), dsum.adjacent())
+        && let Output::Adjacent(dresidual) = &mut dresidual
+        && let None | Some((Input::Adjacent(_), Output::Adjacent(_))) = &masked
+    {
+        long::backward(level, layer, kept, sum, dy, dresidual, grad);
+        long::add_to(level, dresidual, dsum);
+        if let Some((Input::Adjacent(mask), Output::Adjacent(dx))) = &mut masked {
+            long::multiply(level, mask, dresidual, dx);
+        }
+        return;
+    }
+    let backward =
+        |rows: Range<usize>, [sum, dy, dsum]: [&[T]; 3], dresidual: &mut [T], columns: &mut Columns<'_, T>| {
+            T::backward(level, layer, streams, kept.rows(rows), sum, dy, dresidual, columns);
+            T::add_to(level, dresidual, dsum);
+        };
+    let Some((mask, dx)) = &mut masked else {
+        let kernel = |step: Step<'_, T, 3, 1, 0>| {
+            let Step { rows, inputs, outputs: [dresidual], mut columns, .. } = step;
+            backward(rows, inputs, dresidual, &mut columns);
+        };
+        let inputs = [&sum, &dy, &dsum];
+        return Sweep::new(call.shape(), rows, inputs, [dresidual.part()], &kernel).tiled().sum(grad);
+    };
+    let kernel = |step: Step<'_, T, 4, 2, 0>| {
+        let Step { rows, inputs: [sum, dy, dsum, mask], outputs: [dresidual, dx], mut columns, .. } = step;
+        backward(rows, [sum, dy, dsum], dresidual, &mut columns);
+        T::multiply_elements(level, mask, dresidual, dx);
+    };
+    let outputs = [dresidual.part(), dx.part()];
+    Sweep::new(call.shape(), rows, [&sum, &dy, &dsum, mask], outputs, &kernel).tiled().sum(grad);
+}
+
+/// dx of all rows in place of dy; adds dgain and dbias to `grad`.
+pub(crate) fn backward_inplace<T: Element, D: Dimension>(
+    call: &Call<'_, T>,
+    kept: KeptRows<'_, T>,
+    x: ArrayView<'_, T, D>,
+    dy: ArrayViewMut<'_, T, D>,
+    grad: Gradient<'_, T>,
+) {
+    let &Call { level, layer, trailing } = call;
+    let rows = x.len() / layer.features;
+    let (x, mut dx) = (Input::new(x, trailing), Output::new(dy, trailing));
+    let kernel = |step: Step<'_, T, 1, 1, 1>| {
+        let Step { rows, inputs: [x], outputs: [dx], scratch: [dy], mut columns, .. } = step;
+        dy.copy_from_slice(dx);
+        T::backward(level, layer, false, kept.rows(rows), x, dy, dx, &mut columns);
+    };
+    Sweep::new(call.shape(), rows, [&x], [dx.part()], &kernel).in_place().sum(grad);
+}
+
+/// What [`backward_from`] has in the place of x.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Source {
+    /// y; no gain is 0.
+    Output,
+    /// x̂
+    Normalized,
+}
+
+/// dx of all rows in place of dy, from another array than x; adds dgain and dbias to `grad`.
+pub(crate) fn backward_from<T: Element, D: Dimension>(
+    call: &Call<'_, T>,
+    kept: KeptRows<'_, T>,
+    source: Source,
+    from: ArrayView<'_, T, D>,
+    dy: ArrayViewMut<'_, T, D>,
+    grad: Gradient<'_, T>,
+) {
+    let &Call { level, layer, trailing } = call;
+    let rows = from.len() / layer.features;
+    let (from, mut dx) = (Input::new(from, trailing), Output::new(dy, trailing));
+    let kernel = |step: Step<'_, T, 1, 1, 2>| {
+        let Step { rows, inputs: [from], outputs: [dx], scratch: [dy, normalized], mut columns, .. } = step;
+        let x = match source {
+            Source::Normalized => from,
+            Source::Output => {
+                T::normalized(level, layer, from, normalized);
+                normalized
+            }
+        };
+        dy.copy_from_slice(dx);
+        // As if x̂ were x: its own mean is 0 and its rstd 1. What the rstd of x does to dx is done behind that.
+        let none = &T::ZEROS[..rows.len()];
+        let like =
+            KeptRows { mean: none, low: none, rstd: &T::ONES[..rows.len()], exponent: &[0; CHAIN][..rows.len()] };
+        T::backward(level, layer, false, like, x, dy, dx, &mut columns);
+        T::scale_rows(level, &kept.rstd[rows], dx);
+    };
+    Sweep::new(call.shape(), rows, [&from], [dx.part()], &kernel).in_place().sum(grad);
+}
+
+/// How gain and bias move; nothing where the layer has none.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AffineDirection<'a, T> {
+    pub(crate) gain: Option<&'a [T]>,
+    pub(crate) bias: Option<&'a [T]>,
+}
+
+impl<'a, T> AffineDirection<'a, T> {
+    fn with(self, x: &'a [T]) -> Direction<'a, T> {
+        Direction { x, gain: self.gain, bias: self.bias }
+    }
+}
+
+/// How y moves with x, gain and bias.
+pub(crate) fn jvp<T: Element, D: Dimension>(
+    call: &Call<'_, T>,
+    kept: KeptRows<'_, T>,
+    x: ArrayView<'_, T, D>,
+    x_tangent: ArrayView<'_, T, D>,
+    affine: AffineDirection<'_, T>,
+    y_tangent: ArrayViewMut<'_, T, D>,
+) {
+    let &Call { level, layer, trailing } = call;
+    let rows = x.len() / layer.features;
+    let [x, x_tangent] = [x, x_tangent].map(|view| Input::new(view, trailing));
+    let mut y_tangent = Output::new(y_tangent, trailing);
+    let kernel = |step: Step<'_, T, 2, 1, 0>| {
+        let Step { rows, inputs: [x, x_tangent], outputs: [y_tangent], .. } = step;
+        T::jvp(level, layer, kept.rows(rows), x, affine.with(x_tangent), y_tangent);
+    };
+    Sweep::new(call.shape(), rows, [&x, &x_tangent], [y_tangent.part()], &kernel).run();
+}
+
+/// The arrays of the gradient of backward.
+pub(crate) struct DoubleBackward<'a, T, D> {
+    pub(crate) x: ArrayView<'a, T, D>,
+    pub(crate) dy: ArrayView<'a, T, D>,
+    /// The gradient that arrives at backward's dx.
+    pub(crate) ddx: ArrayView<'a, T, D>,
+    pub(crate) dx: ArrayViewMut<'a, T, D>,
+    pub(crate) ddy: ArrayViewMut<'a, T, D>,
+}
+
+/// The gradients by x and dy of a loss of backward's results; adds that by the gain to `grad`.
+pub(crate) fn double_backward<T: Element, D: Dimension>(
+    call: &Call<'_, T>,
+    kept: KeptRows<'_, T>,
+    arrays: DoubleBackward<'_, T, D>,
+    affine: AffineDirection<'_, T>,
+    grad: Gradient<'_, T>,
+) {
+    let &Call { level, layer, trailing } = call;
+    let rows = arrays.x.len() / layer.features;
+    let [x, dy, ddx] = [arrays.x, arrays.dy, arrays.ddx].map(|view| Input::new(view, trailing));
+    let [mut dx, mut ddy] = [arrays.dx, arrays.ddy].map(|view| Output::new(view, trailing));
+    let kernel = |step: Step<'_, T, 3, 2, 0>| {
+        let Step { rows, inputs: [x, dy, ddx], outputs: [dx, ddy], columns, .. } = step;
+        T::double_backward(level, layer, kept.rows(rows), x, dy, affine.with(ddx), dx, ddy, columns.dgain);
+    };
+    Sweep::new(call.shape(), rows, [&x, &dy, &ddx], [dx.part(), ddy.part()], &kernel).sum(grad);
+}
+
 #[cfg(test)]
 mod tests {
     use ndarray::Array2;
 
     use super::*;
-    use crate::kernels::columns::{CHAIN, rows_per_block};
+    use crate::kernels::columns::rows_per_block;
     use crate::kernels::moments::Spread;
     use crate::simd;
 

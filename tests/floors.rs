@@ -4,15 +4,15 @@
 use std::path::{Path, PathBuf};
 
 /// From the ground up.
-const FLOORS: [&[&str]; 22] = [
+const FLOORS: [&[&str]; 23] = [
     &["error", "number"],
     &["simd", "parallel", "tiles", "matmul"],
     &["kernels/moments", "kernels/columns", "kernels/activations"],
     &["kernels/rescale"],
     &["kernels/normalize"],
     &["kernels/passes"],
-    &["kernels/backward"],
-    &["kernels/short", "kernels/gates"],
+    &["kernels/backward", "kernels/second_order"],
+    &["kernels/short", "kernels/gates", "kernels/elementwise"],
     &["kernels/rnn", "kernels/lstm", "kernels/gru"],
     &["kernels"],
     &["element"],
@@ -22,6 +22,7 @@ const FLOORS: [&[&str]; 22] = [
     &["rows"],
     &["norm/row_norm"],
     &["norm/layer_norm", "norm/rms_norm"],
+    &["norm/residual", "norm/lean", "norm/second_order"],
     &["rnn/start", "rnn/state", "rnn/weights"],
     &["rnn/cell"],
     &["rnn/saved", "rnn/rnn", "rnn/lstm", "rnn/gru"],

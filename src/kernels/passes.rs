@@ -7,7 +7,7 @@ use fearless_simd::{Simd, SimdBase};
 use crate::kernels::moments::Statistics;
 use crate::kernels::normalize::Layer;
 use crate::kernels::rescale::{rescale, rescued_at};
-use crate::number::{LARGEST_BLOCK, Number, Wide};
+use crate::number::{LARGEST_BLOCK, Number, Wide, times_power_of_two};
 use crate::simd::{TURNS, Tail, Vector, front, load, splat, tree, vectors};
 
 /// What forward kept of some rows, one number a row in each slice.
@@ -90,9 +90,9 @@ impl<T> Columns<'_, T> {
 /// What the first pass needs to know of a row.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Row<T> {
-    mean: T,
-    low: T,
-    rstd: T,
+    pub(crate) mean: T,
+    pub(crate) low: T,
+    pub(crate) rstd: T,
     pub(crate) exponent: i32,
 }
 
@@ -123,6 +123,11 @@ impl<T: Number> Row<T> {
         }
         let Statistics { mean, low, rstd, .. } = rescued_at(simd, x, layer.spread, exponent).statistics;
         Self { mean, low, rstd, exponent }
+    }
+
+    /// 2^-e: what a gradient in units of the rescaled row is multiplied by.
+    pub(crate) fn scale(&self) -> T {
+        times_power_of_two(T::one(), -self.exponent)
     }
 
     /// [`Row::coefficients`] of a row of several blocks.
@@ -169,7 +174,7 @@ pub(crate) struct Lanes<V> {
 
 impl<V: Copy> Lanes<V> {
     #[inline(always)]
-    fn new<S: Simd, T: Number<Vector<S> = V>>(simd: S, row: &Row<T>) -> Self {
+    pub(crate) fn new<S: Simd, T: Number<Vector<S> = V>>(simd: S, row: &Row<T>) -> Self {
         Self { mean: splat(simd, row.mean), low: splat(simd, row.low), rstd: splat(simd, row.rstd) }
     }
 

@@ -54,7 +54,7 @@ use crate::params::{Affine, Parameters};
 /// ```
 #[derive(Clone, Debug)]
 pub struct LayerNorm<T> {
-    rows: RowNorm<T>,
+    pub(crate) rows: RowNorm<T>,
 }
 
 impl<T: Element> LayerNorm<T> {
@@ -89,7 +89,7 @@ impl<T: Element> LayerNorm<T> {
     ///
     /// [`Error::Shape`] unless it has the normalized shape.
     pub fn with_gain<D: Dimension>(mut self, gain: Array<T, D>) -> Result<Self> {
-        self.rows.affine.gain = Some(self.rows.parameter("gain", gain)?);
+        self.rows.set_gain(gain)?;
         Ok(self)
     }
 
@@ -101,6 +101,24 @@ impl<T: Element> LayerNorm<T> {
     pub fn with_bias<D: Dimension>(mut self, bias: Array<T, D>) -> Result<Self> {
         self.rows.affine.bias = Some(self.rows.parameter("bias", bias)?);
         Ok(self)
+    }
+
+    /// With a gain of 1 + γ, where γ starts as 0 and is the parameter.
+    ///
+    /// ```text
+    /// y = (1 + γ) ⊙ x̂ + bias      dγ = dgain = Σ dy ⊙ x̂      over the rows
+    /// ```
+    ///
+    /// For weight decay, which draws a parameter to 0: γ to the plain layer, a gain to an output that is lost.
+    /// [`gain`](Self::gain), [`with_gain`](Self::with_gain), [`Parameters`] and the gradients by the gain are those of γ
+    /// then. 1 + γ is rounded to `T`; γ is not, so that small steps add up.
+    ///
+    /// # Cost
+    ///
+    /// Computes 1 + γ once a call.
+    pub fn with_zero_centred_gain(mut self) -> Self {
+        self.rows.centre_gain();
+        self
     }
 
     /// Without gain: as with a gain of 1 that is not learned.

@@ -52,7 +52,7 @@ use crate::params::{Affine, Parameters};
 /// ```
 #[derive(Clone, Debug)]
 pub struct RmsNorm<T> {
-    rows: RowNorm<T>,
+    pub(crate) rows: RowNorm<T>,
 }
 
 impl<T: Element> RmsNorm<T> {
@@ -80,8 +80,26 @@ impl<T: Element> RmsNorm<T> {
     ///
     /// [`Error::Shape`](crate::Error::Shape) unless it has the normalized shape.
     pub fn with_gain<D: Dimension>(mut self, gain: Array<T, D>) -> Result<Self> {
-        self.rows.affine.gain = Some(self.rows.parameter("gain", gain)?);
+        self.rows.set_gain(gain)?;
         Ok(self)
+    }
+
+    /// With a gain of 1 + γ, where γ starts as 0 and is the parameter.
+    ///
+    /// ```text
+    /// y = (1 + γ) ⊙ x̂             dγ = dgain = Σ dy ⊙ x̂      over the rows
+    /// ```
+    ///
+    /// For weight decay, which draws a parameter to 0: γ to the plain layer, a gain to an output that is lost.
+    /// [`gain`](Self::gain), [`with_gain`](Self::with_gain), [`Parameters`] and the gradients by the gain are those of γ
+    /// then. 1 + γ is rounded to `T`; γ is not, so that small steps add up.
+    ///
+    /// # Cost
+    ///
+    /// Computes 1 + γ once a call.
+    pub fn with_zero_centred_gain(mut self) -> Self {
+        self.rows.centre_gain();
+        self
     }
 
     /// Without gain: as with a gain of 1 that is not learned.
@@ -288,7 +306,7 @@ impl<T: Element> Parameters<T> for RmsNorm<T> {
 /// It remembers the shape of that x, and backward refuses another. It does not hold x: pass the same one again.
 #[derive(Clone, Debug)]
 pub struct RmsSaved<T> {
-    rows: Saved<T>,
+    pub(crate) rows: Saved<T>,
 }
 
 impl<T> Default for RmsSaved<T> {

@@ -1,7 +1,7 @@
 //! What the layers that normalize rows share: shapes, parameters, errors, and the way to the kernels.
 
 use fearless_simd::Level;
-use ndarray::{Array, ArrayD, ArrayRef, ArrayView1, Dimension, IntoDimension};
+use ndarray::{Array, ArrayD, ArrayRef, ArrayView1, Dimension, IntoDimension, IxDyn};
 
 use crate::element::Element;
 use crate::error::{Error, Result};
@@ -9,6 +9,7 @@ use crate::kernels::columns::Gradient;
 use crate::kernels::moments::Spread;
 use crate::kernels::normalize::{Layer, SavedRows};
 use crate::kernels::passes::KeptRows;
+use crate::parallel;
 use crate::params::Affine;
 use crate::rows::{self, Call};
 use crate::simd;
@@ -19,6 +20,8 @@ pub(crate) struct RowNorm<T> {
     pub(crate) shape: Vec<usize>,
     pub(crate) affine: Affine<T>,
     pub(crate) eps: T,
+    /// The gain is 1 + what the parameter holds.
+    pub(crate) zero_centred: bool,
     spread: fn(T) -> Spread,
     level: Level,
 }
@@ -28,7 +31,7 @@ impl<T: Element> RowNorm<T> {
     pub(crate) fn new(normalized_shape: impl IntoDimension, spread: fn(T) -> Spread) -> Self {
         let shape = normalized_shape.into_dimension().slice().to_vec();
         let affine = Affine::identity(&shape);
-        Self { shape, affine, eps: T::from_f64(1e-5), spread, level: simd::level() }
+        Self { shape, affine, eps: T::from_f64(1e-5), zero_centred: false, spread, level: simd::level() }
     }
 
     pub(crate) fn set_eps(&mut self, eps: T) -> Result<()> {
@@ -51,6 +54,18 @@ impl<T: Element> RowNorm<T> {
         Some(())
     }
 
+    /// With γ = 0 for a parameter, and 1 + γ for a gain.
+    pub(crate) fn centre_gain(&mut self) {
+        self.affine.gain = Some(ArrayD::zeros(IxDyn(&self.shape)));
+        self.zero_centred = true;
+    }
+
+    /// With this gain, or γ.
+    pub(crate) fn set_gain<D: Dimension>(&mut self, gain: Array<T, D>) -> Result<()> {
+        self.affine.gain = Some(self.parameter("gain", gain)?);
+        Ok(())
+    }
+
     pub(crate) fn forward_into<D: Dimension>(
         &self,
         x: &ArrayRef<T, D>,
@@ -59,27 +74,21 @@ impl<T: Element> RowNorm<T> {
     ) -> Result<()> {
         self.check_input("x", x.shape())?;
         check_shape("y", x.shape(), y.shape())?;
-        saved.fit(x.shape(), x.len() / self.features());
-        if !x.is_empty() {
-            rows::forward(&self.call(), x.view(), y.view_mut(), Some(saved.rows_mut()));
-        }
+        let saved = saved.fit(x.shape(), self.features());
+        self.call(x.len(), |call| rows::forward(call, x.view(), y.view_mut(), Some(saved)));
         Ok(())
     }
 
     pub(crate) fn infer_into<D: Dimension>(&self, x: &ArrayRef<T, D>, y: &mut ArrayRef<T, D>) -> Result<()> {
         self.check_input("x", x.shape())?;
         check_shape("y", x.shape(), y.shape())?;
-        if !x.is_empty() {
-            rows::forward(&self.call(), x.view(), y.view_mut(), None);
-        }
+        self.call(x.len(), |call| rows::forward(call, x.view(), y.view_mut(), None));
         Ok(())
     }
 
     pub(crate) fn infer_inplace<D: Dimension>(&self, x: &mut ArrayRef<T, D>) -> Result<()> {
         self.check_input("x", x.shape())?;
-        if !x.is_empty() {
-            rows::forward_inplace(&self.call(), x.view_mut(), None);
-        }
+        self.call(x.len(), |call| rows::forward_inplace(call, x.view_mut(), None));
         Ok(())
     }
 
@@ -91,22 +100,16 @@ impl<T: Element> RowNorm<T> {
         dx: &mut ArrayRef<T, D>,
         grad: &mut Affine<T>,
     ) -> Result<()> {
-        self.check_input("x", x.shape())?;
-        if saved.shape != x.shape() {
-            let got = Some(saved.shape.clone()).filter(|shape| *shape != NO_CALL);
-            return Err(Error::Saved { expected: x.shape().to_vec(), got });
-        }
+        self.check_backward("x", x.shape(), saved, grad)?;
         check_shape("dy", x.shape(), dy.shape())?;
         check_shape("dx", x.shape(), dx.shape())?;
-        self.affine.check_same(grad, "grad")?;
-        if !x.is_empty() {
-            let gradient = Gradient { gain: slice_mut(&mut grad.gain), bias: slice_mut(&mut grad.bias) };
-            rows::backward(&self.call(), saved.rows(), x.view(), dy.view(), dx.view_mut(), gradient);
-        }
+        self.call(x.len(), |call| {
+            rows::backward(call, saved.rows(), x.view(), dy.view(), dx.view_mut(), gradient(grad));
+        });
         Ok(())
     }
 
-    fn check_input(&self, argument: &'static str, shape: &[usize]) -> Result<()> {
+    pub(crate) fn check_input(&self, argument: &'static str, shape: &[usize]) -> Result<()> {
         if self.shape.contains(&0) {
             return Err(Error::Empty { normalized: self.shape.clone() });
         }
@@ -116,24 +119,46 @@ impl<T: Element> RowNorm<T> {
         Ok(())
     }
 
-    fn features(&self) -> usize {
+    /// What every call checks that takes `saved` and adds to `grad`.
+    pub(crate) fn check_backward(
+        &self,
+        argument: &'static str,
+        shape: &[usize],
+        saved: &Saved<T>,
+        grad: &Affine<T>,
+    ) -> Result<()> {
+        self.check_input(argument, shape)?;
+        saved.check(shape)?;
+        self.affine.check_same(grad, "grad")
+    }
+
+    pub(crate) fn features(&self) -> usize {
         self.shape.iter().product()
     }
 
-    fn call(&self) -> Call<'_, T> {
-        let layer = Layer {
-            features: self.features(),
-            gain: slice(&self.affine.gain),
-            bias: slice(&self.affine.bias),
-            spread: (self.spread)(self.eps),
+    /// Makes a call on arrays of so many elements, if there are any.
+    pub(crate) fn call(&self, elements: usize, f: impl FnOnce(&Call<'_, T>)) {
+        if elements == 0 {
+            return;
+        }
+        let (features, gain) = (self.features(), slice(&self.affine.gain));
+        let with_gain = |gain: Option<&[T]>| {
+            let layer = Layer { features, gain, bias: slice(&self.affine.bias), spread: (self.spread)(self.eps) };
+            f(&Call { level: self.level, layer, trailing: self.shape.len() });
         };
-        Call { level: self.level, layer, trailing: self.shape.len() }
+        match gain.filter(|_| self.zero_centred) {
+            None => with_gain(gain),
+            Some(centred) => parallel::lend_gain(features, |gain: &mut [T]| {
+                gain.iter_mut().zip(centred).for_each(|(gain, &centred)| *gain = T::one() + centred);
+                with_gain(Some(gain));
+            }),
+        }
     }
 }
 
 const STANDARD: &str = "parameters are kept in standard layout";
 
-fn slice<T: Element>(parameter: &Option<ArrayD<T>>) -> Option<&[T]> {
+pub(crate) fn slice<T: Element>(parameter: &Option<ArrayD<T>>) -> Option<&[T]> {
     parameter.as_ref().map(|parameter| parameter.as_slice().expect(STANDARD))
 }
 
@@ -141,7 +166,12 @@ fn slice_mut<T: Element>(parameter: &mut Option<ArrayD<T>>) -> Option<&mut [T]> 
     parameter.as_mut().map(|parameter| parameter.as_slice_mut().expect(STANDARD))
 }
 
-fn check_shape(argument: &'static str, expected: &[usize], got: &[usize]) -> Result<()> {
+/// What kernels add to.
+pub(crate) fn gradient<T: Element>(grad: &mut Affine<T>) -> Gradient<'_, T> {
+    Gradient { gain: slice_mut(&mut grad.gain), bias: slice_mut(&mut grad.bias) }
+}
+
+pub(crate) fn check_shape(argument: &'static str, expected: &[usize], got: &[usize]) -> Result<()> {
     if expected == got {
         return Ok(());
     }
@@ -193,20 +223,28 @@ impl<T: Element> Saved<T> {
         self.rstd.as_slice().into()
     }
 
-    fn fit(&mut self, shape: &[usize], rows: usize) {
+    /// Whether it comes from a call on such an x.
+    pub(crate) fn check(&self, expected: &[usize]) -> Result<()> {
+        if self.shape == expected {
+            return Ok(());
+        }
+        let got = Some(self.shape.clone()).filter(|shape| *shape != NO_CALL);
+        Err(Error::Saved { expected: expected.to_vec(), got })
+    }
+
+    /// Room for the rows of an array of that shape.
+    pub(crate) fn fit(&mut self, shape: &[usize], features: usize) -> SavedRows<'_, T> {
+        let rows = shape.iter().product::<usize>() / features;
         self.shape.clear();
         self.shape.extend_from_slice(shape);
         for numbers in [&mut self.mean, &mut self.low, &mut self.rstd] {
             numbers.resize(rows, T::zero());
         }
         self.exponent.resize(rows, 0);
-    }
-
-    fn rows(&self) -> KeptRows<'_, T> {
-        KeptRows { mean: &self.mean, low: &self.low, rstd: &self.rstd, exponent: &self.exponent }
-    }
-
-    fn rows_mut(&mut self) -> SavedRows<'_, T> {
         SavedRows { mean: &mut self.mean, low: &mut self.low, rstd: &mut self.rstd, exponent: &mut self.exponent }
+    }
+
+    pub(crate) fn rows(&self) -> KeptRows<'_, T> {
+        KeptRows { mean: &self.mean, low: &self.low, rstd: &self.rstd, exponent: &self.exponent }
     }
 }

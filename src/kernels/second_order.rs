@@ -1,0 +1,451 @@
+//! Along a direction: how y changes, and how the gradients do.
+//!
+//! ```text
+//! each row:                                     (docs/second_order.md; letters as there)
+//!     d = (x − mean) − low     x̂ = d·rstd     q = gain·dy     u = G·dy
+//!     first pass:    Σt and Σ t·(x − mean) of t = X, q, u;    Σ X·q
+//!     P(t) = (t·rstd − k) − d·m                 k = rstd·Σt/n,   m = rstd³·Σ(t·d)/n
+//!     second pass:
+//!         ẏ     = gain·P(X) + (G·x̂ + B)         the tangent of y, and the gradient by dy
+//!         dgain += dy·P(X)
+//!         dx    = P(u) − (c₁·P(X) + c₂·P(q)) − d·c₃
+//! ```
+//!
+//! A row that had to be rescaled by 2^-e has d and rstd in units of the rescaled row: P brings 2^-e with it once, the terms
+//! with a c twice. Rows are taken one by one, each sum in one vector: there are seven.
+
+#![doc = include_str!("../../docs/second_order.md")]
+
+use std::ops::Range;
+
+use fearless_simd::{Simd, SimdBase};
+use fearless_simd_macros::simd;
+
+use crate::kernels::normalize::Layer;
+use crate::kernels::passes::{KeptRows, Lanes, Row};
+use crate::number::{Number, Wide};
+use crate::simd::{Tail, Vector, load, splat, tree};
+
+/// X of some rows, G and B: how x, gain and bias move.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Direction<'a, T> {
+    pub(crate) x: &'a [T],
+    /// Nothing in a layer without gain.
+    pub(crate) gain: Option<&'a [T]>,
+    /// Nothing in a layer without bias.
+    pub(crate) bias: Option<&'a [T]>,
+}
+
+/// The features of a block, of all that has features.
+#[derive(Clone, Copy)]
+struct Block<'a, T> {
+    gain: &'a [T],
+    /// X
+    along_x: &'a [T],
+    /// G
+    along_gain: &'a [T],
+    /// B
+    along_bias: &'a [T],
+}
+
+impl<'a, T: Number> Block<'a, T> {
+    /// Of the row that starts at element `row` of the direction.
+    #[inline(always)]
+    fn new(layer: &Layer<'a, T>, direction: &Direction<'a, T>, row: usize, features: &Range<usize>) -> Self {
+        let zeros = &T::ZEROS[..features.len()];
+        Self {
+            gain: layer.gain(features.start, features.len()),
+            along_x: &direction.x[row + features.start..row + features.end],
+            along_gain: direction.gain.map_or(zeros, |gain| &gain[features.clone()]),
+            along_bias: direction.bias.map_or(zeros, |bias| &bias[features.clone()]),
+        }
+    }
+}
+
+/// The blocks of a row.
+#[inline(always)]
+fn blocks<T: Number>(features: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..features).step_by(T::BLOCK).map(move |start| start..(start + T::BLOCK).min(features))
+}
+
+/// ẏ of rows side by side in `x`, `direction.x` and `y_tangent`.
+#[simd]
+pub(crate) fn jvp<S: Simd, T: Number>(
+    simd: S,
+    layer: Layer<'_, T>,
+    kept: KeptRows<'_, T>,
+    x: &[T],
+    direction: Direction<'_, T>,
+    y_tangent: &mut [T],
+) {
+    let features = layer.features;
+    for i in 0..kept.mean.len() {
+        let at = i * features;
+        let row = Row::rescaled(simd, &layer, &kept, i, &x[at..at + features]);
+        let mut sums = [T::Wide::default(); 2];
+        for block in blocks::<T>(features) {
+            let x = &x[at + block.start..at + block.end];
+            sums = joined(sums, sums_along(simd, &row, x, &Block::new(&layer, &direction, at, &block)));
+        }
+        let p = Projection::new(&row, &layer, sums);
+        for block in blocks::<T>(features) {
+            let (x, y) = (&x[at + block.start..at + block.end], &mut y_tangent[at + block.start..at + block.end]);
+            write_tangent(simd, &row, row.scale(), p, x, &Block::new(&layer, &direction, at, &block), y);
+        }
+    }
+}
+
+/// What a row of [`double_backward`] reads beside x, and writes.
+struct Outputs<'a, T> {
+    dx: &'a mut [T],
+    ddy: &'a mut [T],
+    dgain: &'a mut [T],
+}
+
+/// The gradients of a loss of dx, dgain and dbias whose gradients by these are `direction`: by x, by dy, and, added to
+/// `dgain`, by the gain. Rows are side by side in `x`, `dy`, `direction.x`, `dx` and `ddy`.
+#[simd]
+#[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
+pub(crate) fn double_backward<S: Simd, T: Number>(
+    simd: S,
+    layer: Layer<'_, T>,
+    kept: KeptRows<'_, T>,
+    x: &[T],
+    dy: &[T],
+    direction: Direction<'_, T>,
+    dx: &mut [T],
+    ddy: &mut [T],
+    dgain: &mut [T],
+) {
+    let features = layer.features;
+    for i in 0..kept.mean.len() {
+        let at = i * features;
+        let row = Row::rescaled(simd, &layer, &kept, i, &x[at..at + features]);
+        let mut sums = [T::Wide::default(); 7];
+        for block in blocks::<T>(features) {
+            let (x, dy) = (&x[at + block.start..at + block.end], &dy[at + block.start..at + block.end]);
+            sums = joined(sums, sums_of_all(simd, &row, x, dy, &Block::new(&layer, &direction, at, &block)));
+        }
+        let coefficients = Coefficients::new(&row, &layer, sums);
+        for block in blocks::<T>(features) {
+            let of_row = at + block.start..at + block.end;
+            let (x, dy) = (&x[of_row.clone()], &dy[of_row.clone()]);
+            let (dx, ddy) = (&mut dx[of_row.clone()], &mut ddy[of_row]);
+            let outputs = Outputs { dx, ddy, dgain: &mut dgain[block.clone()] };
+            write_all(simd, &row, &coefficients, x, dy, &Block::new(&layer, &direction, at, &block), outputs);
+        }
+    }
+}
+
+/// `N` sums over a block of `A` arrays; `fills` makes every term of a tail 0.
+#[inline(always)]
+fn sums<S: Simd, T: Number, const A: usize, const N: usize>(
+    simd: S,
+    arrays: [&[T]; A],
+    fills: [Vector<S, T>; A],
+    terms: impl Fn([Vector<S, T>; A]) -> [Vector<S, T>; N],
+) -> [T::Wide; N] {
+    let tail = Tail::new(simd, arrays[0].len());
+    let mut sums = [splat(simd, T::zero()); N];
+    let chunks = arrays.map(
+        #[inline(always)]
+        |array| T::chunks(array).0,
+    );
+    let mut values = fills;
+    let count = chunks[0].len();
+    for i in 0..count {
+        for a in 0..A {
+            values[a] = load::<S, T>(simd, &chunks[a][i]);
+        }
+        sums = added::<S, T, N>(sums, terms(values));
+    }
+    if !tail.is_empty() {
+        for a in 0..A {
+            values[a] = tail.load(arrays[a], fills[a]);
+        }
+        sums = added::<S, T, N>(sums, terms(values));
+    }
+    let mut wide = [T::Wide::default(); N];
+    for n in 0..N {
+        wide[n] = wide[n].add(tree(&mut [sums[n]])[0].into());
+    }
+    wide
+}
+
+#[inline(always)]
+fn added<S: Simd, T: Number, const N: usize>(
+    mut sums: [Vector<S, T>; N],
+    terms: [Vector<S, T>; N],
+) -> [Vector<S, T>; N] {
+    for n in 0..N {
+        sums[n] += terms[n];
+    }
+    sums
+}
+
+/// The sums of a row with those of its next block.
+fn joined<W: Wide, const N: usize>(mut sums: [W; N], next: [W; N]) -> [W; N] {
+    for n in 0..N {
+        sums[n] = sums[n].join(next[n]);
+    }
+    sums
+}
+
+/// ΣX and Σ X·(x − mean) of a block.
+#[simd]
+fn sums_along<S: Simd, T: Number>(simd: S, row: &Row<T>, x: &[T], block: &Block<'_, T>) -> [T::Wide; 2] {
+    if row.exponent != 0 {
+        return row.with_rescaled(x, |row, x| sums_along(simd, row, x, block));
+    }
+    let Lanes { mean, .. } = Lanes::new(simd, row);
+    sums::<S, T, 2, 2>(
+        simd,
+        [x, block.along_x],
+        [mean, splat(simd, T::zero())],
+        #[inline(always)]
+        |[x, along]| [along, along * (x - mean)],
+    )
+}
+
+/// Σt and Σ t·(x − mean) of t = X, q, u, and Σ X·q of a block.
+#[simd]
+fn sums_of_all<S: Simd, T: Number>(simd: S, row: &Row<T>, x: &[T], dy: &[T], block: &Block<'_, T>) -> [T::Wide; 7] {
+    if row.exponent != 0 {
+        return row.with_rescaled(x, |row, x| sums_of_all(simd, row, x, dy, block));
+    }
+    let (Lanes { mean, .. }, zero) = (Lanes::new(simd, row), splat(simd, T::zero()));
+    sums::<S, T, 5, 7>(
+        simd,
+        [x, dy, block.along_x, block.gain, block.along_gain],
+        [mean, zero, zero, zero, zero],
+        #[inline(always)]
+        |[x, dy, along, gain, along_gain]| {
+            let (d, q, u) = (x - mean, gain * dy, along_gain * dy);
+            [along, along * d, q, q * d, u, u * d, along * q]
+        },
+    )
+}
+
+/// k and m of P(t).
+#[derive(Clone, Copy, Debug)]
+struct Projection<V> {
+    k: V,
+    m: V,
+}
+
+impl<T: Number> Projection<T> {
+    /// From Σt and Σ t·(x − mean).
+    fn new(row: &Row<T>, layer: &Layer<'_, T>, [sum, with_d]: [T::Wide; 2]) -> Self {
+        let (rstd, n) = (row.rstd.into(), layer.features as f64);
+        let k = if layer.spread.centred { rstd * (sum.value() / n) } else { 0.0 };
+        let d = with_d.value() - row.low.into() * sum.value();
+        Self { k: T::from_f64(k), m: T::from_f64(rstd * rstd * (rstd * (d / n))) }
+    }
+
+    #[inline(always)]
+    fn splat<S: Simd>(self, simd: S) -> Projection<Vector<S, T>> {
+        Projection { k: splat(simd, self.k), m: splat(simd, self.m) }
+    }
+}
+
+impl<V: Copy> Projection<V> {
+    /// P(t), from t·rstd.
+    #[inline(always)]
+    fn of<S: Simd>(&self, t: V, d: V) -> V
+    where
+        V: SimdBase<S>,
+    {
+        (t - self.k) - d * self.m
+    }
+}
+
+/// What the second pass of [`double_backward`] needs to know of a row.
+struct Coefficients<T> {
+    scale: T,
+    x: Projection<T>,
+    q: Projection<T>,
+    u: Projection<T>,
+    /// c₁, c₂, c₃
+    c: [T; 3],
+}
+
+impl<T: Number> Coefficients<T> {
+    fn new(row: &Row<T>, layer: &Layer<'_, T>, [x, xd, q, qd, u, ud, xq]: [T::Wide; 7]) -> Self {
+        let (rstd, n): (f64, _) = (row.rstd.into(), layer.features as f64);
+        let mean_with_xhat =
+            |sum: T::Wide, with_d: T::Wide| rstd * ((with_d.value() - row.low.into() * sum.value()) / n);
+        let (alpha, gamma) = (mean_with_xhat(x, xd), mean_with_xhat(q, qd));
+        let product_of_means = if layer.spread.centred { x.value() / n * (q.value() / n) } else { 0.0 };
+        let c = xq.value() / n - product_of_means - alpha * gamma;
+        Self {
+            scale: row.scale(),
+            x: Projection::new(row, layer, [x, xd]),
+            q: Projection::new(row, layer, [q, qd]),
+            u: Projection::new(row, layer, [u, ud]),
+            c: [rstd * gamma, rstd * alpha, rstd * rstd * (rstd * c)].map(T::from_f64),
+        }
+    }
+}
+
+/// What both second passes know of a row in every lane.
+#[derive(Clone, Copy)]
+struct Tangent<V> {
+    row: Lanes<V>,
+    p: Projection<V>,
+    scale: V,
+}
+
+impl<V: Copy> Tangent<V> {
+    #[inline(always)]
+    fn new<S: Simd, T: Number<Vector<S> = V>>(simd: S, row: &Row<T>, scale: T, p: Projection<T>) -> Self {
+        Self { row: Lanes::new(simd, row), p: p.splat(simd), scale: splat(simd, scale) }
+    }
+
+    /// d and P(X).
+    #[inline(always)]
+    fn project<S: Simd>(&self, x: V, along_x: V) -> (V, V)
+    where
+        V: SimdBase<S>,
+    {
+        let d = (x - self.row.mean) - self.row.low;
+        (d, self.p.of(along_x * self.row.rstd, d))
+    }
+
+    /// gain·P(X) + (G·x̂ + B)
+    #[inline(always)]
+    fn of_y<S: Simd>(&self, [x, along_x, gain, along_gain, along_bias]: [V; 5]) -> V
+    where
+        V: SimdBase<S>,
+    {
+        let (d, p) = self.project(x, along_x);
+        gain * (p * self.scale) + (along_gain * (d * self.row.rstd) + along_bias)
+    }
+}
+
+/// ẏ of a block; `scale` is 2^-e.
+#[simd]
+fn write_tangent<S: Simd, T: Number>(
+    simd: S,
+    row: &Row<T>,
+    scale: T,
+    p: Projection<T>,
+    x: &[T],
+    block: &Block<'_, T>,
+    y_tangent: &mut [T],
+) {
+    if row.exponent != 0 {
+        return row.with_rescaled(x, |row, x| write_tangent(simd, row, scale, p, x, block, y_tangent));
+    }
+    let tangent = Tangent::new(simd, row, scale, p);
+    map(
+        simd,
+        [x, block.along_x, block.gain, block.along_gain, block.along_bias],
+        y_tangent,
+        #[inline(always)]
+        |values| tangent.of_y(values),
+    );
+}
+
+/// The outputs of a block.
+#[simd]
+fn write_all<S: Simd, T: Number>(
+    simd: S,
+    row: &Row<T>,
+    coefficients: &Coefficients<T>,
+    x: &[T],
+    dy: &[T],
+    block: &Block<'_, T>,
+    outputs: Outputs<'_, T>,
+) {
+    if row.exponent != 0 {
+        return row.with_rescaled(x, |row, x| write_all(simd, row, coefficients, x, dy, block, outputs));
+    }
+    let &Coefficients { scale, x: along, q, u, c } = coefficients;
+    let tangent = Tangent::new(simd, row, scale, along);
+    let (rstd, q, u, c) = (
+        tangent.row.rstd,
+        q.splat(simd),
+        u.splat(simd),
+        c.map(
+            #[inline(always)]
+            |c| splat(simd, c),
+        ),
+    );
+    let Outputs { dx, ddy, dgain } = outputs;
+    map(
+        simd,
+        [x, block.along_x, block.gain, block.along_gain, block.along_bias],
+        ddy,
+        #[inline(always)]
+        |values| tangent.of_y(values),
+    );
+    map(
+        simd,
+        [x, block.along_x, block.gain, block.along_gain, dy],
+        dx,
+        #[inline(always)]
+        |[x, along_x, gain, along_gain, dy]| {
+            let (d, p) = tangent.project(x, along_x);
+            let (p_q, p_u) = (q.of(gain * dy * rstd, d), u.of(along_gain * dy * rstd, d));
+            let twice = (c[0] * p + c[1] * p_q) + d * c[2];
+            (p_u - twice * tangent.scale) * tangent.scale
+        },
+    );
+    add(
+        simd,
+        [x, block.along_x, dy],
+        dgain,
+        #[inline(always)]
+        |[x, along_x, dy]| dy * (tangent.project(x, along_x).1 * tangent.scale),
+    );
+}
+
+/// `to[i]` = f of the elements i.
+#[inline(always)]
+fn map<S: Simd, T: Number, const A: usize>(
+    simd: S,
+    from: [&[T]; A],
+    to: &mut [T],
+    f: impl Fn([Vector<S, T>; A]) -> Vector<S, T>,
+) {
+    let tail = Tail::new(simd, to.len());
+    let mut values = [splat(simd, T::zero()); A];
+    for (i, place) in T::chunks_mut(to).0.iter_mut().enumerate() {
+        for a in 0..A {
+            values[a] = load::<S, T>(simd, &T::chunks(from[a]).0[i]);
+        }
+        f(values).store_array(place);
+    }
+    if !tail.is_empty() {
+        for a in 0..A {
+            values[a] = tail.load_all(from[a]);
+        }
+        tail.store_all(f(values), to);
+    }
+}
+
+/// `to[i]` += f of the elements i.
+#[inline(always)]
+fn add<S: Simd, T: Number, const A: usize>(
+    simd: S,
+    from: [&[T]; A],
+    to: &mut [T],
+    f: impl Fn([Vector<S, T>; A]) -> Vector<S, T>,
+) {
+    let (tail, zero) = (Tail::new(simd, to.len()), splat(simd, T::zero()));
+    let mut values = [zero; A];
+    for (i, place) in T::chunks_mut(to).0.iter_mut().enumerate() {
+        for a in 0..A {
+            values[a] = load::<S, T>(simd, &T::chunks(from[a]).0[i]);
+        }
+        (load::<S, T>(simd, place) + f(values)).store_array(place);
+    }
+    if !tail.is_empty() {
+        for a in 0..A {
+            values[a] = tail.load_all(from[a]);
+        }
+        // What is in front of the tail has had its term.
+        let term = tail.keep(f(values), zero);
+        tail.store_all(tail.load_all(to) + term, to);
+    }
+}

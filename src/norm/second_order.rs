@@ -1,0 +1,212 @@
+//! Derivatives along a direction, and of the gradients themselves.
+
+use ndarray::{Array, ArrayRef, Dimension};
+
+use crate::element::Element;
+#[cfg(doc)]
+use crate::error::Error;
+use crate::error::Result;
+use crate::kernels::columns::Gradient;
+use crate::norm::layer_norm::LayerNorm;
+use crate::norm::rms_norm::{RmsNorm, RmsSaved};
+use crate::norm::row_norm::{RowNorm, Saved, check_shape, gradient, slice};
+use crate::params::Affine;
+use crate::rows::{self, AffineDirection, DoubleBackward};
+
+impl<T: Element> RowNorm<T> {
+    fn jvp_into<D: Dimension>(
+        &self,
+        x: &ArrayRef<T, D>,
+        saved: &Saved<T>,
+        x_tangent: &ArrayRef<T, D>,
+        tangent: &Affine<T>,
+        y_tangent: &mut ArrayRef<T, D>,
+    ) -> Result<()> {
+        self.check_input("x", x.shape())?;
+        saved.check(x.shape())?;
+        check_shape("x_tangent", x.shape(), x_tangent.shape())?;
+        self.affine.check_same(tangent, "tangent")?;
+        check_shape("y_tangent", x.shape(), y_tangent.shape())?;
+        self.call(x.len(), |call| {
+            let views = (x.view(), x_tangent.view(), y_tangent.view_mut());
+            rows::jvp(call, saved.rows(), views.0, views.1, direction(tangent), views.2);
+        });
+        Ok(())
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the arrays of the public call")]
+    fn double_backward_into<D: Dimension>(
+        &self,
+        x: &ArrayRef<T, D>,
+        saved: &Saved<T>,
+        dy: &ArrayRef<T, D>,
+        ddx: &ArrayRef<T, D>,
+        dgrad: &Affine<T>,
+        [dx, ddy]: [&mut ArrayRef<T, D>; 2],
+        grad: &mut Affine<T>,
+    ) -> Result<()> {
+        self.check_backward("x", x.shape(), saved, grad)?;
+        check_shape("dy", x.shape(), dy.shape())?;
+        check_shape("ddx", x.shape(), ddx.shape())?;
+        self.affine.check_same(dgrad, "dgrad")?;
+        check_shape("dx", x.shape(), dx.shape())?;
+        check_shape("ddy", x.shape(), ddy.shape())?;
+        self.call(x.len(), |call| {
+            let (x, dy, ddx) = (x.view(), dy.view(), ddx.view());
+            let arrays = DoubleBackward { x, dy, ddx, dx: dx.view_mut(), ddy: ddy.view_mut() };
+            // The bias is in no gradient.
+            let gain = gradient(grad).gain;
+            rows::double_backward(call, saved.rows(), arrays, direction(dgrad), Gradient { gain, bias: None });
+        });
+        Ok(())
+    }
+}
+
+fn direction<T: Element>(affine: &Affine<T>) -> AffineDirection<'_, T> {
+    AffineDirection { gain: slice(&affine.gain), bias: slice(&affine.bias) }
+}
+
+macro_rules! second_order {
+    ($norm:ident, $saved:ident $(, $rows:ident)?) => {
+        /// Forward mode and second order.
+        impl<T: Element> $norm<T> {
+            /// How y moves while x, gain and bias move: the Jacobian-vector product of `forward`.
+            ///
+            /// ```text
+            /// ẏ = gain ⊙ P(ẋ) + ġain ⊙ x̂ + ḃias      P: the Jacobian of x̂ by x
+            /// ```
+            ///
+            /// # Shapes
+            ///
+            /// - `x`, `x_tangent` (ẋ) and the returned ẏ: `[.., normalized shape]`; ẏ is in standard layout
+            /// - `saved`: of the forward call on this `x`
+            /// - `tangent`: ġain and ḃias, as [`zero_grad`](Self::zero_grad) makes them
+            ///
+            /// # Errors
+            ///
+            /// As `backward`, with the names of these arguments.
+            ///
+            /// # Cost
+            ///
+            /// Reads `x` and `x_tangent` once and writes ẏ once, row by row.
+            ///
+            /// # Example
+            ///
+            /// ```
+            #[doc = concat!("use layernorm::{", stringify!($norm), ", ndarray::array};")]
+            ///
+            #[doc = concat!("let norm = ", stringify!($norm), "::<f64>::new(3);")]
+            /// let (x, along) = (array![[1.0, 2.0, 6.0]], array![[0.0, 1.0, -0.5]]);
+            /// let (y, saved) = norm.forward(&x)?;
+            /// let moves = norm.jvp(&x, &saved, &along, &norm.zero_grad())?;
+            /// let difference = (norm.infer(&(&x + &along * 1e-6))? - y) / 1e-6;
+            /// assert!((moves - difference).iter().all(|error| error.abs() < 1e-5));
+            /// # Ok::<(), layernorm::Error>(())
+            /// ```
+            pub fn jvp<D: Dimension>(
+                &self,
+                x: &ArrayRef<T, D>,
+                saved: &$saved<T>,
+                x_tangent: &ArrayRef<T, D>,
+                tangent: &Affine<T>,
+            ) -> Result<Array<T, D>> {
+                let mut y_tangent = Array::zeros(x.raw_dim());
+                self.jvp_into(x, saved, x_tangent, tangent, &mut y_tangent)?;
+                Ok(y_tangent)
+            }
+
+            /// [`jvp`](Self::jvp) into memory of the caller.
+            ///
+            /// # Shapes
+            ///
+            /// - `x`, `x_tangent`, `y_tangent`: `[.., normalized shape]`, any strides; `y_tangent` is overwritten
+            ///
+            /// # Errors
+            ///
+            /// As [`jvp`](Self::jvp), and [`Error::Shape`] unless `y_tangent` has the shape of `x`. Nothing is written then.
+            ///
+            /// # Cost
+            ///
+            /// Allocates nothing once this thread's buffers have grown to the shape of `x`.
+            pub fn jvp_into<D: Dimension>(
+                &self,
+                x: &ArrayRef<T, D>,
+                saved: &$saved<T>,
+                x_tangent: &ArrayRef<T, D>,
+                tangent: &Affine<T>,
+                y_tangent: &mut ArrayRef<T, D>,
+            ) -> Result<()> {
+                self.rows.jvp_into(x, &(*saved) $(.$rows)?, x_tangent, tangent, y_tangent)
+            }
+
+            /// The gradient of `backward`: of a loss of dx, dgain and dbias, by x and dy (returned) and by the gain (added
+            /// to `grad`).
+            ///
+            /// For penalties on gradients, and, with ẋ for `ddx`, for products with the Hessian. `backward` is linear in dy,
+            /// so the gradient by dy is the [`jvp`](Self::jvp) along `ddx` and `dgrad`.
+            ///
+            /// # Shapes
+            ///
+            /// - `x`, `dy`, `ddx` and the returned `(dx, ddy)`: `[.., normalized shape]`; these are in standard layout
+            /// - `x`, `saved`, `dy`: of the backward call
+            /// - `ddx`: the gradient of the loss by that call's dx
+            /// - `dgrad`: the gradients of the loss by that call's dgain and dbias, as [`zero_grad`](Self::zero_grad) makes
+            ///   them
+            /// - `grad`: its gain is added to; backward does not know the bias
+            ///
+            /// # Errors
+            ///
+            /// As `backward`, with the names of these arguments.
+            ///
+            /// # Cost
+            ///
+            /// Reads `x`, `dy` and `ddx` once and writes `dx` and `ddy` once, row by row.
+            pub fn double_backward<D: Dimension>(
+                &self,
+                x: &ArrayRef<T, D>,
+                saved: &$saved<T>,
+                dy: &ArrayRef<T, D>,
+                ddx: &ArrayRef<T, D>,
+                dgrad: &Affine<T>,
+                grad: &mut Affine<T>,
+            ) -> Result<(Array<T, D>, Array<T, D>)> {
+                let [mut dx, mut ddy] = [(); 2].map(|()| Array::zeros(x.raw_dim()));
+                self.double_backward_into(x, saved, dy, ddx, dgrad, &mut dx, &mut ddy, grad)?;
+                Ok((dx, ddy))
+            }
+
+            /// [`double_backward`](Self::double_backward) into memory of the caller.
+            ///
+            /// # Shapes
+            ///
+            /// - `x`, `dy`, `ddx`, `dx`, `ddy`: `[.., normalized shape]`, any strides; `dx` and `ddy` are overwritten
+            /// - `grad`: its gain is added to
+            ///
+            /// # Errors
+            ///
+            /// As [`double_backward`](Self::double_backward), and [`Error::Shape`] unless `dx` and `ddy` have the shape of
+            /// `x`. Nothing is written then.
+            ///
+            /// # Cost
+            ///
+            /// Allocates nothing once this thread's buffers have grown to the shape of `x`.
+            #[expect(clippy::too_many_arguments, reason = "each is an array of the equations")]
+            pub fn double_backward_into<D: Dimension>(
+                &self,
+                x: &ArrayRef<T, D>,
+                saved: &$saved<T>,
+                dy: &ArrayRef<T, D>,
+                ddx: &ArrayRef<T, D>,
+                dgrad: &Affine<T>,
+                dx: &mut ArrayRef<T, D>,
+                ddy: &mut ArrayRef<T, D>,
+                grad: &mut Affine<T>,
+            ) -> Result<()> {
+                self.rows.double_backward_into(x, &(*saved) $(.$rows)?, dy, ddx, dgrad, [dx, ddy], grad)
+            }
+        }
+    };
+}
+
+second_order!(LayerNorm, Saved);
+second_order!(RmsNorm, RmsSaved, rows);
