@@ -154,8 +154,8 @@ fn sums<S: Simd, T: Number, const A: usize, const N: usize>(
     let mut values = fills;
     let count = chunks[0].len();
     for i in 0..count {
-        for a in 0..A {
-            values[a] = load::<S, T>(simd, &chunks[a][i]);
+        for (value, chunks) in values.iter_mut().zip(chunks) {
+            *value = load::<S, T>(simd, &chunks[i]);
         }
         sums = added::<S, T, N>(sums, terms(values));
     }
