@@ -30,6 +30,15 @@ pub enum Error {
         /// The shape that came.
         got: Vec<usize>,
     },
+    /// The first axis of an input is not as long as the layer has rows, or there is no axis.
+    Leading {
+        /// The argument's name.
+        argument: &'static str,
+        /// Rows of the layer.
+        rows: usize,
+        /// The shape that came.
+        got: Vec<usize>,
+    },
     /// An array must have exactly one shape, and has another.
     Shape {
         /// The argument's name.
@@ -41,6 +50,8 @@ pub enum Error {
     },
     /// `saved` was filled by a forward call on an array of another shape.
     Saved {
+        /// The name of what forward was called on.
+        argument: &'static str,
         /// The shape of `x` in this call.
         expected: Vec<usize>,
         /// The shape of `x` in the call that filled `saved`; nothing if none has.
@@ -107,8 +118,15 @@ impl fmt::Display for Error {
             Self::Shape { argument, expected, got } => {
                 write!(f, "`{argument}` must have shape {expected:?}, but has {got:?}")
             }
-            Self::Saved { expected, got } => {
-                write!(f, "`saved` must come from a forward call on an `x` of shape {expected:?}, but ")?;
+            Self::Leading { argument, rows, got } => {
+                write!(f, "`{argument}` must have shape [{rows}, ..], but has {got:?}")
+            }
+            Self::Saved { argument, expected, got } => {
+                let article = article(argument);
+                write!(
+                    f,
+                    "`saved` must come from a forward call on {article} `{argument}` of shape {expected:?}, but "
+                )?;
                 match got {
                     Some(got) => write!(f, "comes from one on {got:?}"),
                     None => f.write_str("no call has filled it"),
@@ -127,7 +145,7 @@ impl fmt::Display for Error {
                 f.write_str("a cell without hidden units has no state: `hidden` must be at least 1, but is 0")
             }
             Self::Parameter { argument, parameter, expected: true } => {
-                let article = if parameter.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
+                let article = article(parameter);
                 write!(f, "`{argument}` must have {article} {parameter}, as the layer has, but has none")
             }
             Self::Parameter { argument, parameter, expected: false } => {
@@ -147,6 +165,12 @@ impl fmt::Display for Error {
             ),
         }
     }
+}
+
+/// As it is said before a name: an x, a y.
+fn article(name: &str) -> &'static str {
+    let said_with_a_vowel = name == "x" || name.starts_with(['a', 'e', 'i', 'o', 'u']);
+    if said_with_a_vowel { "an" } else { "a" }
 }
 
 impl std::error::Error for Error {}

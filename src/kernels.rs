@@ -8,8 +8,10 @@
 //! | [`passes`] | the two passes of backward over a block |
 //! | [`backward`] | dx, and what each row adds to dgain and dbias |
 //! | [`short`] | the same as `normalize` and `backward`, for rows shorter than a vector |
+//! | [`blocks`] | sums and maps over the blocks of rows |
 //! | [`columns`] | dgain and dbias of many rows |
 //! | [`second_order`] | how y and the gradients change along a direction |
+//! | [`weights`] | dv and dgain of weight normalization |
 //! | [`elementwise`] | what is done to elements one by one |
 //! | `activations` | e^x, sigmoid and tanh (feature `rnn`) |
 //! | `rnn`, `lstm`, `gru` | a step of each recurrent cell, from its products on, and back (feature `rnn`) |
@@ -26,6 +28,7 @@ use crate::number::Number;
 #[cfg(feature = "rnn")]
 pub(crate) mod activations;
 pub(crate) mod backward;
+pub(crate) mod blocks;
 pub(crate) mod columns;
 pub(crate) mod elementwise;
 #[cfg(feature = "rnn")]
@@ -42,6 +45,7 @@ pub(crate) mod rescale;
 pub(crate) mod rnn;
 pub(crate) mod second_order;
 pub(crate) mod short;
+pub(crate) mod weights;
 
 use moments::{Moments, Spread};
 use normalize::{Layer, SavedRows};
@@ -144,6 +148,19 @@ pub trait Kernels: Number {
         direction: Direction<'_, Self>,
         dx: &mut [Self],
         ddy: &mut [Self],
+        dgain: &mut [Self],
+    );
+
+    /// [`weights::backward`]
+    #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
+    fn weight_backward(
+        level: Level,
+        layer: Layer<'_, Self>,
+        kept: KeptRows<'_, Self>,
+        gain: &[Self],
+        v: &[Self],
+        dw: &[Self],
+        dv: &mut [Self],
         dgain: &mut [Self],
     );
 
@@ -306,6 +323,19 @@ macro_rules! compile {
                 dispatch!(level, simd => {
                     second_order::double_backward(simd, layer, kept, x, dy, direction, dx, ddy, dgain);
                 });
+            }
+
+            fn weight_backward(
+                level: Level,
+                layer: Layer<'_, Self>,
+                kept: KeptRows<'_, Self>,
+                gain: &[Self],
+                v: &[Self],
+                dw: &[Self],
+                dv: &mut [Self],
+                dgain: &mut [Self],
+            ) {
+                dispatch!(level, simd => weights::backward(simd, layer, kept, gain, v, dw, dv, dgain));
             }
 
             fn add_residual(level: Level, x: &[Self], mask: &[Self], residual: &[Self], sum: &mut [Self]) {

@@ -26,7 +26,7 @@ pub mod rnn;
 pub use element::Element;
 pub use error::{Error, Result};
 pub use ndarray;
-pub use norm::{LayerNorm, RmsNorm, RmsSaved, Saved};
+pub use norm::{LayerNorm, RmsNorm, RmsSaved, Saved, WeightNorm, WeightSaved};
 pub use params::{Affine, Parameters};
 #[cfg(feature = "rnn")]
 pub use rnn::{Gru, Lstm, Recurrent, Rnn};

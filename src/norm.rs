@@ -11,7 +11,9 @@ mod residual;
 mod rms_norm;
 mod row_norm;
 mod second_order;
+mod weight_norm;
 
 pub use layer_norm::LayerNorm;
 pub use rms_norm::{RmsNorm, RmsSaved};
 pub use row_norm::Saved;
+pub use weight_norm::{WeightNorm, WeightSaved};

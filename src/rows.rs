@@ -15,6 +15,7 @@ use crate::kernels::normalize::{Layer, SavedRows};
 use crate::kernels::passes::{Columns, KeptRows};
 use crate::kernels::second_order::Direction;
 use crate::long;
+use crate::parallel;
 use crate::sweep::{Step, Sweep};
 
 /// What all tasks of a call share.
@@ -51,10 +52,10 @@ pub(crate) fn forward<T: Element, D: Dimension>(
     if let (Input::Adjacent(x), Output::Adjacent(y), true) = (&x, &mut y, long::is_long::<T>(layer.features)) {
         return long::forward(level, layer, x, y, saved);
     }
-    let kernel = |Step { inputs: [x], outputs: [y], saved, .. }: Step<'_, T, 1, 1, 0>| {
+    let kernel = |Step { inputs: [x], outputs: [y], per_row: saved, .. }: Step<'_, T, _, 1, 1, 0>| {
         T::forward(level, layer, streams, x, y, saved);
     };
-    Sweep::new(call.shape(), rows, [&x], [y.part()], &kernel).saving(saved).run();
+    Sweep::new(call.shape(), rows, [&x], [y.part()], saved, &kernel).run();
 }
 
 /// y of all rows in place of x, and what backward needs of each.
@@ -66,11 +67,11 @@ pub(crate) fn forward_inplace<T: Element, D: Dimension>(
     let &Call { level, layer, trailing } = call;
     let rows = x.len() / layer.features;
     let mut y = Output::new(x, trailing);
-    let kernel = |Step { outputs: [y], scratch: [x], saved, .. }: Step<'_, T, 0, 1, 1>| {
+    let kernel = |Step { outputs: [y], scratch: [x], per_row: saved, .. }: Step<'_, T, _, 0, 1, 1>| {
         x.copy_from_slice(y);
         T::forward(level, layer, false, x, y, saved);
     };
-    Sweep::new(call.shape(), rows, [], [y.part()], &kernel).saving(saved).in_place().run();
+    Sweep::new(call.shape(), rows, [], [y.part()], saved, &kernel).in_place().run();
 }
 
 /// dx of all rows; adds dgain and dbias to `grad`.
@@ -90,11 +91,11 @@ pub(crate) fn backward<T: Element, D: Dimension>(
     {
         return long::backward(level, layer, kept, x, dy, dx, grad);
     }
-    let kernel = |step: Step<'_, T, 2, 1, 0>| {
+    let kernel = |step: Step<'_, T, _, 2, 1, 0>| {
         let Step { rows, inputs: [x, dy], outputs: [dx], mut columns, .. } = step;
         T::backward(level, layer, streams, kept.rows(rows), x, dy, dx, &mut columns);
     };
-    Sweep::new(call.shape(), rows, [&x, &dy], [dx.part()], &kernel).sum(grad);
+    Sweep::new(call.shape(), rows, [&x, &dy], [dx.part()], (), &kernel).sum(grad);
 }
 
 /// The arrays of a residual forward call.
@@ -126,13 +127,13 @@ pub(crate) fn forward_residual<T: Element, D: Dimension>(
         long::add_residual(level, x, mask, residual, sum);
         return long::forward(level, layer, sum, y, Some(saved));
     }
-    let kernel = |step: Step<'_, T, 3, 2, 0>| {
-        let Step { inputs: [x, mask, residual], outputs: [y, sum], saved, .. } = step;
+    let kernel = |step: Step<'_, T, _, 3, 2, 0>| {
+        let Step { inputs: [x, mask, residual], outputs: [y, sum], per_row: saved, .. } = step;
         T::add_residual(level, x, mask, residual, sum);
         T::forward(level, layer, streams, sum, y, saved);
     };
     let outputs = [y.part(), sum.part()];
-    Sweep::new(call.shape(), rows, [&x, &mask, &residual], outputs, &kernel).saving(Some(saved)).tiled().run();
+    Sweep::new(call.shape(), rows, [&x, &mask, &residual], outputs, Some(saved), &kernel).tiled().run();
 }
 
 /// The arrays of a residual backward call.
@@ -178,20 +179,20 @@ pub(crate) fn backward_residual<T: Element, D: Dimension>(
             T::add_to(level, dresidual, dsum);
         };
     let Some((mask, dx)) = &mut masked else {
-        let kernel = |step: Step<'_, T, 3, 1, 0>| {
+        let kernel = |step: Step<'_, T, _, 3, 1, 0>| {
             let Step { rows, inputs, outputs: [dresidual], mut columns, .. } = step;
             backward(rows, inputs, dresidual, &mut columns);
         };
         let inputs = [&sum, &dy, &dsum];
-        return Sweep::new(call.shape(), rows, inputs, [dresidual.part()], &kernel).tiled().sum(grad);
+        return Sweep::new(call.shape(), rows, inputs, [dresidual.part()], (), &kernel).tiled().sum(grad);
     };
-    let kernel = |step: Step<'_, T, 4, 2, 0>| {
+    let kernel = |step: Step<'_, T, _, 4, 2, 0>| {
         let Step { rows, inputs: [sum, dy, dsum, mask], outputs: [dresidual, dx], mut columns, .. } = step;
         backward(rows, [sum, dy, dsum], dresidual, &mut columns);
         T::multiply_elements(level, mask, dresidual, dx);
     };
     let outputs = [dresidual.part(), dx.part()];
-    Sweep::new(call.shape(), rows, [&sum, &dy, &dsum, mask], outputs, &kernel).tiled().sum(grad);
+    Sweep::new(call.shape(), rows, [&sum, &dy, &dsum, mask], outputs, (), &kernel).tiled().sum(grad);
 }
 
 /// dx of all rows in place of dy; adds dgain and dbias to `grad`.
@@ -205,12 +206,12 @@ pub(crate) fn backward_inplace<T: Element, D: Dimension>(
     let &Call { level, layer, trailing } = call;
     let rows = x.len() / layer.features;
     let (x, mut dx) = (Input::new(x, trailing), Output::new(dy, trailing));
-    let kernel = |step: Step<'_, T, 1, 1, 1>| {
+    let kernel = |step: Step<'_, T, _, 1, 1, 1>| {
         let Step { rows, inputs: [x], outputs: [dx], scratch: [dy], mut columns, .. } = step;
         dy.copy_from_slice(dx);
         T::backward(level, layer, false, kept.rows(rows), x, dy, dx, &mut columns);
     };
-    Sweep::new(call.shape(), rows, [&x], [dx.part()], &kernel).in_place().sum(grad);
+    Sweep::new(call.shape(), rows, [&x], [dx.part()], (), &kernel).in_place().sum(grad);
 }
 
 /// What [`backward_from`] has in the place of x.
@@ -234,7 +235,7 @@ pub(crate) fn backward_from<T: Element, D: Dimension>(
     let &Call { level, layer, trailing } = call;
     let rows = from.len() / layer.features;
     let (from, mut dx) = (Input::new(from, trailing), Output::new(dy, trailing));
-    let kernel = |step: Step<'_, T, 1, 1, 2>| {
+    let kernel = |step: Step<'_, T, _, 1, 1, 2>| {
         let Step { rows, inputs: [from], outputs: [dx], scratch: [dy, normalized], mut columns, .. } = step;
         let x = match source {
             Source::Normalized => from,
@@ -251,7 +252,7 @@ pub(crate) fn backward_from<T: Element, D: Dimension>(
         T::backward(level, layer, false, like, x, dy, dx, &mut columns);
         T::scale_rows(level, &kept.rstd[rows], dx);
     };
-    Sweep::new(call.shape(), rows, [&from], [dx.part()], &kernel).in_place().sum(grad);
+    Sweep::new(call.shape(), rows, [&from], [dx.part()], (), &kernel).in_place().sum(grad);
 }
 
 /// How gain and bias move; nothing where the layer has none.
@@ -280,11 +281,11 @@ pub(crate) fn jvp<T: Element, D: Dimension>(
     let rows = x.len() / layer.features;
     let [x, x_tangent] = [x, x_tangent].map(|view| Input::new(view, trailing));
     let mut y_tangent = Output::new(y_tangent, trailing);
-    let kernel = |step: Step<'_, T, 2, 1, 0>| {
+    let kernel = |step: Step<'_, T, _, 2, 1, 0>| {
         let Step { rows, inputs: [x, x_tangent], outputs: [y_tangent], .. } = step;
         T::jvp(level, layer, kept.rows(rows), x, affine.with(x_tangent), y_tangent);
     };
-    Sweep::new(call.shape(), rows, [&x, &x_tangent], [y_tangent.part()], &kernel).run();
+    Sweep::new(call.shape(), rows, [&x, &x_tangent], [y_tangent.part()], (), &kernel).run();
 }
 
 /// The arrays of the gradient of backward.
@@ -309,11 +310,54 @@ pub(crate) fn double_backward<T: Element, D: Dimension>(
     let rows = arrays.x.len() / layer.features;
     let [x, dy, ddx] = [arrays.x, arrays.dy, arrays.ddx].map(|view| Input::new(view, trailing));
     let [mut dx, mut ddy] = [arrays.dx, arrays.ddy].map(|view| Output::new(view, trailing));
-    let kernel = |step: Step<'_, T, 3, 2, 0>| {
+    let kernel = |step: Step<'_, T, _, 3, 2, 0>| {
         let Step { rows, inputs: [x, dy, ddx], outputs: [dx, ddy], columns, .. } = step;
         T::double_backward(level, layer, kept.rows(rows), x, dy, affine.with(ddx), dx, ddy, columns.dgain);
     };
-    Sweep::new(call.shape(), rows, [&x, &dy, &ddx], [dx.part(), ddy.part()], &kernel).sum(grad);
+    Sweep::new(call.shape(), rows, [&x, &dy, &ddx], [dx.part(), ddy.part()], (), &kernel).sum(grad);
+}
+
+/// w of all rows of weights, and what backward needs of each; `call` has neither gain nor bias.
+pub(crate) fn forward_weights<T: Element, D: Dimension>(
+    call: &Call<'_, T>,
+    gain: &[T],
+    v: ArrayView<'_, T, D>,
+    w: ArrayViewMut<'_, T, D>,
+    saved: Option<SavedRows<'_, T>>,
+) {
+    let &Call { level, layer, trailing } = call;
+    let (v, mut w) = (Input::new(v, trailing), Output::new(w, trailing));
+    parallel::lend_gain(gain.len(), |factors: &mut [T]| {
+        let root = (layer.features as f64).sqrt();
+        for (factor, &gain) in factors.iter_mut().zip(gain) {
+            *factor = T::from_f64(gain.into() / root);
+        }
+        let kernel = |step: Step<'_, T, _, 1, 1, 0>| {
+            let Step { rows, inputs: [v], outputs: [w], per_row: saved, .. } = step;
+            T::forward(level, layer, false, v, w, saved);
+            T::scale_rows(level, &factors[rows], w);
+        };
+        Sweep::new(call.shape(), gain.len(), [&v], [w.part()], saved, &kernel).tiled().run();
+    });
+}
+
+/// dv of all rows of weights; adds to `dgain`, which has a number for each.
+pub(crate) fn backward_weights<T: Element, D: Dimension>(
+    call: &Call<'_, T>,
+    kept: KeptRows<'_, T>,
+    (gain, dgain): (&[T], &mut [T]),
+    v: ArrayView<'_, T, D>,
+    dw: ArrayView<'_, T, D>,
+    dv: ArrayViewMut<'_, T, D>,
+) {
+    let &Call { level, layer, trailing } = call;
+    let [v, dw] = [v, dw].map(|view| Input::new(view, trailing));
+    let mut dv = Output::new(dv, trailing);
+    let kernel = |step: Step<'_, T, _, 2, 1, 0>| {
+        let Step { rows, inputs: [v, dw], outputs: [dv], per_row: dgain, .. } = step;
+        T::weight_backward(level, layer, kept.rows(rows.clone()), &gain[rows], v, dw, dv, dgain);
+    };
+    Sweep::new(call.shape(), gain.len(), [&v, &dw], [dv.part()], dgain, &kernel).run();
 }
 
 #[cfg(test)]

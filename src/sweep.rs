@@ -20,28 +20,65 @@ use crate::kernels::passes::Columns;
 use crate::number::Number;
 use crate::parallel::{self, Job};
 
+/// A few numbers a row, to be filled.
+pub(crate) trait PerRow: Send + Sized {
+    /// Those of the first `rows` rows, and of the others.
+    fn split(self, rows: usize) -> (Self, Self);
+
+    /// Takes those of the first `rows` rows off.
+    fn take_first(&mut self, rows: usize) -> Self;
+}
+
+/// None.
+impl PerRow for () {
+    fn split(self, _rows: usize) -> (Self, Self) {
+        ((), ())
+    }
+
+    fn take_first(&mut self, _rows: usize) -> Self {}
+}
+
+impl<T: Number> PerRow for &mut [T] {
+    fn split(self, rows: usize) -> (Self, Self) {
+        self.split_at_mut(rows)
+    }
+
+    fn take_first(&mut self, rows: usize) -> Self {
+        self.split_off_mut(..rows).expect("a number for each row")
+    }
+}
+
+impl<T: Number> PerRow for Option<SavedRows<'_, T>> {
+    fn split(self, rows: usize) -> (Self, Self) {
+        self.map(|saved| saved.split(rows)).unzip()
+    }
+
+    fn take_first(&mut self, rows: usize) -> Self {
+        self.as_mut().map(|saved| saved.take_first(rows))
+    }
+}
+
 /// Some rows of every array of a sweep.
 #[derive(Debug)]
-pub(crate) struct Step<'a, T, const I: usize, const O: usize, const W: usize> {
+pub(crate) struct Step<'a, T, N, const I: usize, const O: usize, const W: usize> {
     pub(crate) rows: Range<usize>,
     /// Of an absent one, nothing.
     pub(crate) inputs: [&'a [T]; I],
     pub(crate) outputs: [&'a mut [T]; O],
     /// Room for as many rows, whatever is in it.
     pub(crate) scratch: [&'a mut [T]; W],
-    pub(crate) saved: Option<SavedRows<'a, T>>,
+    pub(crate) per_row: N,
     /// Empty in a sweep without column sums.
     pub(crate) columns: Columns<'a, T>,
 }
 
 /// A kernel and its arrays: `I` to be read, `O` to be written, and `W` tiles to work in.
-pub(crate) struct Sweep<'a, 'v, T: Number, F, const I: usize, const O: usize, const W: usize> {
+pub(crate) struct Sweep<'a, 'v, T: Number, F, N, const I: usize, const O: usize, const W: usize> {
     shape: RowShape,
     rows: Range<usize>,
     inputs: [&'a Input<'v, T>; I],
     outputs: [Part<'a, 'v, T>; O],
-    /// What to fill, a few numbers a row.
-    saved: Option<SavedRows<'a, T>>,
+    per_row: N,
     /// See the methods of these names.
     in_place: bool,
     tiled: bool,
@@ -67,25 +104,23 @@ const TILE: usize = 64 * 1024;
 /// Bytes of one array in a task without column sums, about.
 const TASK: usize = 128 * 1024;
 
-impl<'a, 'v, T, F, const I: usize, const O: usize, const W: usize> Sweep<'a, 'v, T, F, I, O, W>
+impl<'a, 'v, T, F, N, const I: usize, const O: usize, const W: usize> Sweep<'a, 'v, T, F, N, I, O, W>
 where
     T: Number,
-    F: Fn(Step<'_, T, I, O, W>) + Sync,
+    N: PerRow,
+    F: Fn(Step<'_, T, N, I, O, W>) + Sync,
 {
+    /// `per_row` are to be filled as well.
     pub(crate) fn new(
         shape: RowShape,
         rows: usize,
         inputs: [&'a Input<'v, T>; I],
         outputs: [Part<'a, 'v, T>; O],
+        per_row: N,
         kernel: &'a F,
     ) -> Self {
-        let (saved, in_place, tiled, sums) = (None, false, W > 0, ColumnSums::None);
-        Self { shape, rows: 0..rows, inputs, outputs, saved, in_place, tiled, sums, kernel }
-    }
-
-    /// Filling a few numbers a row as well.
-    pub(crate) fn saving(self, saved: Option<SavedRows<'a, T>>) -> Self {
-        Self { saved, ..self }
+        let (in_place, tiled, sums) = (false, W > 0, ColumnSums::None);
+        Self { shape, rows: 0..rows, inputs, outputs, per_row, in_place, tiled, sums, kernel }
     }
 
     /// With something in the first output that the kernel wants to see.
@@ -138,10 +173,11 @@ where
     }
 }
 
-impl<T, F, const I: usize, const O: usize, const W: usize> Job for Sweep<'_, '_, T, F, I, O, W>
+impl<T, F, N, const I: usize, const O: usize, const W: usize> Job for Sweep<'_, '_, T, F, N, I, O, W>
 where
     T: Number,
-    F: Fn(Step<'_, T, I, O, W>) + Sync,
+    N: PerRow,
+    F: Fn(Step<'_, T, N, I, O, W>) + Sync,
 {
     fn pieces(&self) -> usize {
         self.rows.len().div_ceil(self.task())
@@ -151,14 +187,14 @@ where
         let (rows, features) = (pieces * self.task(), self.shape.features);
         let middle = self.rows.start + rows;
         let (outputs, outputs_second) = unzip(self.outputs.map(|part| part.split(rows * features)));
-        let (saved, saved_second) = self.saved.map(|saved| saved.split(rows)).unzip();
+        let (per_row, per_row_second) = self.per_row.split(rows);
         let (sums, sums_second) = self.sums.split(pieces * 2 * features);
         (
-            Self { rows: self.rows.start..middle, outputs, saved, sums, ..self },
+            Self { rows: self.rows.start..middle, outputs, per_row, sums, ..self },
             Self {
                 rows: middle..self.rows.end,
                 outputs: outputs_second,
-                saved: saved_second,
+                per_row: per_row_second,
                 sums: sums_second,
                 ..self
             },
@@ -206,10 +242,11 @@ where
     }
 }
 
-impl<T, F, const I: usize, const O: usize, const W: usize> Sweep<'_, '_, T, F, I, O, W>
+impl<T, F, N, const I: usize, const O: usize, const W: usize> Sweep<'_, '_, T, F, N, I, O, W>
 where
     T: Number,
-    F: Fn(Step<'_, T, I, O, W>) + Sync,
+    N: PerRow,
+    F: Fn(Step<'_, T, N, I, O, W>) + Sync,
 {
     /// The kernel on some rows.
     fn step(&mut self, rows: Range<usize>, tiles: &mut Tiles<'_, T, I, O, W>, columns: &mut Columns<'_, T>) {
@@ -229,9 +266,9 @@ where
             part.rows(shape, rows.start - first..rows.end - first, tile)
         });
         let scratch = tiles.scratch.each_mut().map(|tile| &mut tile[..elements]);
-        let saved = self.saved.as_mut().map(|saved| saved.take_first(rows.len()));
+        let per_row = self.per_row.take_first(rows.len());
         let columns = Columns { dgain: &mut *columns.dgain, dbias: &mut *columns.dbias };
-        (self.kernel)(Step { rows: rows.clone(), inputs, outputs, scratch, saved, columns });
+        (self.kernel)(Step { rows: rows.clone(), inputs, outputs, scratch, per_row, columns });
         for (part, tile) in self.outputs.iter().zip(&tiles.outputs) {
             part.scatter(shape, rows.clone(), tile);
         }

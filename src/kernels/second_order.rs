@@ -21,10 +21,11 @@ use std::ops::Range;
 use fearless_simd::{Simd, SimdBase};
 use fearless_simd_macros::simd;
 
+use crate::kernels::blocks::{add, blocks, joined, map, sums};
 use crate::kernels::normalize::Layer;
 use crate::kernels::passes::{KeptRows, Lanes, Row};
 use crate::number::{Number, Wide};
-use crate::simd::{Tail, Vector, load, splat, tree};
+use crate::simd::{Vector, splat};
 
 /// X of some rows, G and B: how x, gain and bias move.
 #[derive(Clone, Copy, Debug)]
@@ -60,12 +61,6 @@ impl<'a, T: Number> Block<'a, T> {
             along_bias: direction.bias.map_or(zeros, |bias| &bias[features.clone()]),
         }
     }
-}
-
-/// The blocks of a row.
-#[inline(always)]
-fn blocks<T: Number>(features: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..features).step_by(T::BLOCK).map(move |start| start..(start + T::BLOCK).min(features))
 }
 
 /// ẏ of rows side by side in `x`, `direction.x` and `y_tangent`.
@@ -135,60 +130,6 @@ pub(crate) fn double_backward<S: Simd, T: Number>(
             write_all(simd, &row, &coefficients, x, dy, &Block::new(&layer, &direction, at, &block), outputs);
         }
     }
-}
-
-/// `N` sums over a block of `A` arrays; `fills` makes every term of a tail 0.
-#[inline(always)]
-fn sums<S: Simd, T: Number, const A: usize, const N: usize>(
-    simd: S,
-    arrays: [&[T]; A],
-    fills: [Vector<S, T>; A],
-    terms: impl Fn([Vector<S, T>; A]) -> [Vector<S, T>; N],
-) -> [T::Wide; N] {
-    let tail = Tail::new(simd, arrays[0].len());
-    let mut sums = [splat(simd, T::zero()); N];
-    let chunks = arrays.map(
-        #[inline(always)]
-        |array| T::chunks(array).0,
-    );
-    let mut values = fills;
-    let count = chunks[0].len();
-    for i in 0..count {
-        for (value, chunks) in values.iter_mut().zip(chunks) {
-            *value = load::<S, T>(simd, &chunks[i]);
-        }
-        sums = added::<S, T, N>(sums, terms(values));
-    }
-    if !tail.is_empty() {
-        for a in 0..A {
-            values[a] = tail.load(arrays[a], fills[a]);
-        }
-        sums = added::<S, T, N>(sums, terms(values));
-    }
-    let mut wide = [T::Wide::default(); N];
-    for n in 0..N {
-        wide[n] = wide[n].add(tree(&mut [sums[n]])[0].into());
-    }
-    wide
-}
-
-#[inline(always)]
-fn added<S: Simd, T: Number, const N: usize>(
-    mut sums: [Vector<S, T>; N],
-    terms: [Vector<S, T>; N],
-) -> [Vector<S, T>; N] {
-    for n in 0..N {
-        sums[n] += terms[n];
-    }
-    sums
-}
-
-/// The sums of a row with those of its next block.
-fn joined<W: Wide, const N: usize>(mut sums: [W; N], next: [W; N]) -> [W; N] {
-    for n in 0..N {
-        sums[n] = sums[n].join(next[n]);
-    }
-    sums
 }
 
 /// ΣX and Σ X·(x − mean) of a block.
@@ -398,54 +339,4 @@ fn write_all<S: Simd, T: Number>(
         #[inline(always)]
         |[x, along_x, dy]| dy * (tangent.project(x, along_x).1 * tangent.scale),
     );
-}
-
-/// `to[i]` = f of the elements i.
-#[inline(always)]
-fn map<S: Simd, T: Number, const A: usize>(
-    simd: S,
-    from: [&[T]; A],
-    to: &mut [T],
-    f: impl Fn([Vector<S, T>; A]) -> Vector<S, T>,
-) {
-    let tail = Tail::new(simd, to.len());
-    let mut values = [splat(simd, T::zero()); A];
-    for (i, place) in T::chunks_mut(to).0.iter_mut().enumerate() {
-        for a in 0..A {
-            values[a] = load::<S, T>(simd, &T::chunks(from[a]).0[i]);
-        }
-        f(values).store_array(place);
-    }
-    if !tail.is_empty() {
-        for a in 0..A {
-            values[a] = tail.load_all(from[a]);
-        }
-        tail.store_all(f(values), to);
-    }
-}
-
-/// `to[i]` += f of the elements i.
-#[inline(always)]
-fn add<S: Simd, T: Number, const A: usize>(
-    simd: S,
-    from: [&[T]; A],
-    to: &mut [T],
-    f: impl Fn([Vector<S, T>; A]) -> Vector<S, T>,
-) {
-    let (tail, zero) = (Tail::new(simd, to.len()), splat(simd, T::zero()));
-    let mut values = [zero; A];
-    for (i, place) in T::chunks_mut(to).0.iter_mut().enumerate() {
-        for a in 0..A {
-            values[a] = load::<S, T>(simd, &T::chunks(from[a]).0[i]);
-        }
-        (load::<S, T>(simd, place) + f(values)).store_array(place);
-    }
-    if !tail.is_empty() {
-        for a in 0..A {
-            values[a] = tail.load_all(from[a]);
-        }
-        // What is in front of the tail has had its term.
-        let term = tail.keep(f(values), zero);
-        tail.store_all(tail.load_all(to) + term, to);
-    }
 }

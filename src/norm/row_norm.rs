@@ -128,7 +128,7 @@ impl<T: Element> RowNorm<T> {
         grad: &Affine<T>,
     ) -> Result<()> {
         self.check_input(argument, shape)?;
-        saved.check(shape)?;
+        saved.check(argument, shape)?;
         self.affine.check_same(grad, "grad")
     }
 
@@ -223,13 +223,13 @@ impl<T: Element> Saved<T> {
         self.rstd.as_slice().into()
     }
 
-    /// Whether it comes from a call on such an x.
-    pub(crate) fn check(&self, expected: &[usize]) -> Result<()> {
+    /// Whether it comes from a call on an array of that shape.
+    pub(crate) fn check(&self, argument: &'static str, expected: &[usize]) -> Result<()> {
         if self.shape == expected {
             return Ok(());
         }
         let got = Some(self.shape.clone()).filter(|shape| *shape != NO_CALL);
-        Err(Error::Saved { expected: expected.to_vec(), got })
+        Err(Error::Saved { argument, expected: expected.to_vec(), got })
     }
 
     /// Room for the rows of an array of that shape.

@@ -23,7 +23,7 @@ impl<T: Element> RowNorm<T> {
         y_tangent: &mut ArrayRef<T, D>,
     ) -> Result<()> {
         self.check_input("x", x.shape())?;
-        saved.check(x.shape())?;
+        saved.check("x", x.shape())?;
         check_shape("x_tangent", x.shape(), x_tangent.shape())?;
         self.affine.check_same(tangent, "tangent")?;
         check_shape("y_tangent", x.shape(), y_tangent.shape())?;

@@ -306,7 +306,7 @@ pub trait Recurrent<T: Element>: Cell<T> + Parameters<T, Gradient = Weights<T>> 
         let hidden = self.hidden();
         if saved.size.is_none() || saved.shape != [steps, batch, input] {
             let got = saved.size.map(|_| saved.shape.to_vec());
-            return Err(Error::Saved { expected: x.shape().to_vec(), got });
+            return Err(Error::Saved { argument: "x", expected: x.shape().to_vec(), got });
         }
         if saved.hidden != hidden || saved.size != Some(self.size()) {
             return Err(Error::SavedCell);

@@ -17,7 +17,8 @@ pub struct RmsRow {
     pub rstd: Double,
     /// y = gain ⊙ x̂
     pub y: Vec<f64>,
-    xhat: Vec<Double>,
+    /// x·rstd
+    pub xhat: Vec<Double>,
 }
 
 /// y of one row.
