@@ -6,7 +6,8 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Case, SHAPES, on_threads};
+use common::measure::on_threads;
+use common::{Case, SHAPES};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
 type Call = fn(&mut Case);

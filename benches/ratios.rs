@@ -6,16 +6,9 @@
 mod common;
 
 use std::fmt::Write as _;
-use std::hint::black_box;
-use std::time::{Duration, Instant};
 
-use common::{Case, SHAPES, on_threads};
-
-/// Turns of each call.
-const TURNS: usize = 25;
-
-/// A turn repeats its call until it has taken about that long.
-const TURN: Duration = Duration::from_millis(2);
+use common::measure::{medians, on_threads};
+use common::{Case, SHAPES};
 
 type Call = fn(&mut Case);
 
@@ -30,35 +23,6 @@ const CALLS: [Call; 8] = [
     Case::textbook_backward,
 ];
 
-/// The median seconds of each call.
-fn measure(case: &mut Case) -> [f64; CALLS.len()] {
-    let repeats = CALLS.map(|call| {
-        let start = Instant::now();
-        call(case);
-        call(case);
-        (2 * TURN.as_nanos() / start.elapsed().as_nanos().max(1)).clamp(1, 100_000) as u32
-    });
-    let mut samples = [[0.0; TURNS]; CALLS.len()];
-    for turn in 0..TURNS {
-        for (i, call) in CALLS.iter().enumerate() {
-            // The textbook takes long, and nothing hangs on its last percent.
-            if i >= 6 && turn % 8 != 0 {
-                samples[i][turn] = samples[i][turn / 8 * 8];
-                continue;
-            }
-            let start = Instant::now();
-            for _ in 0..repeats[i] {
-                call(black_box(case));
-            }
-            samples[i][turn] = start.elapsed().as_secs_f64() / f64::from(repeats[i]);
-        }
-    }
-    samples.map(|mut samples| {
-        samples.sort_by(f64::total_cmp);
-        samples[TURNS / 2]
-    })
-}
-
 fn table() -> String {
     let mut table = String::new();
     let mut line = |line: String| {
@@ -72,7 +36,7 @@ fn table() -> String {
         case.check();
         for threads in [1, 2] {
             let [copy, vector_copy, stream, forward, infer, backward, textbook_forward, textbook_backward] =
-                on_threads(threads, || measure(&mut case));
+                on_threads(threads, || medians(&mut case, CALLS));
             let copy = copy.min(vector_copy);
             let gigabytes = (rows * features * size_of::<f32>()) as f64 / 1e9;
             line(format!(

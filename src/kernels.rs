@@ -12,6 +12,7 @@
 //! | [`columns`] | dgain and dbias of many rows |
 //! | [`second_order`] | how y and the gradients change along a direction |
 //! | [`weights`] | dv and dgain of weight normalization |
+//! | [`residual`] | a sum before `normalize` and `backward` |
 //! | [`elementwise`] | what is done to elements one by one |
 //! | `activations` | e^x, sigmoid and tanh (feature `rnn`) |
 //! | `rnn`, `lstm`, `gru` | a step of each recurrent cell, from its products on, and back (feature `rnn`) |
@@ -41,6 +42,7 @@ pub(crate) mod moments;
 pub(crate) mod normalize;
 pub(crate) mod passes;
 pub(crate) mod rescale;
+pub(crate) mod residual;
 #[cfg(feature = "rnn")]
 pub(crate) mod rnn;
 pub(crate) mod second_order;
@@ -162,6 +164,29 @@ pub trait Kernels: Number {
         dw: &[Self],
         dv: &mut [Self],
         dgain: &mut [Self],
+    );
+
+    /// [`residual::forward`]
+    fn forward_residual(
+        level: Level,
+        layer: Layer<'_, Self>,
+        streams: bool,
+        from: [&[Self]; 3],
+        to: [&mut [Self]; 2],
+        saved: Option<SavedRows<'_, Self>>,
+    );
+
+    /// [`residual::backward`]
+    #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
+    fn backward_residual(
+        level: Level,
+        layer: Layer<'_, Self>,
+        streams: bool,
+        kept: KeptRows<'_, Self>,
+        from: [&[Self]; 4],
+        dresidual: &mut [Self],
+        dx: &mut [Self],
+        columns: &mut Columns<'_, Self>,
     );
 
     /// [`elementwise::add_residual`]
@@ -338,8 +363,36 @@ macro_rules! compile {
                 dispatch!(level, simd => weights::backward(simd, layer, kept, gain, v, dw, dv, dgain));
             }
 
+            fn forward_residual(
+                level: Level,
+                layer: Layer<'_, Self>,
+                streams: bool,
+                from: [&[Self]; 3],
+                to: [&mut [Self]; 2],
+                saved: Option<SavedRows<'_, Self>>,
+            ) {
+                const ROWS: usize = <$number as Number>::LANES;
+                dispatch!(level, simd => residual::forward::<_, _, ROWS>(simd, layer, streams, from, to, saved));
+            }
+
+            fn backward_residual(
+                level: Level,
+                layer: Layer<'_, Self>,
+                streams: bool,
+                kept: KeptRows<'_, Self>,
+                from: [&[Self]; 4],
+                dresidual: &mut [Self],
+                dx: &mut [Self],
+                columns: &mut Columns<'_, Self>,
+            ) {
+                const ROWS: usize = <$number as Number>::LANES;
+                dispatch!(level, simd => {
+                    residual::backward::<_, _, ROWS>(simd, layer, streams, kept, from, dresidual, dx, columns);
+                });
+            }
+
             fn add_residual(level: Level, x: &[Self], mask: &[Self], residual: &[Self], sum: &mut [Self]) {
-                dispatch!(level, simd => elementwise::add_residual(simd, x, mask, residual, sum));
+                dispatch!(level, simd => elementwise::add_residual(simd, x, mask, residual, [sum]));
             }
 
             fn add_to(level: Level, to: &mut [Self], terms: &[Self]) {

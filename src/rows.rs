@@ -3,8 +3,6 @@
 //! What is done to the rows of a call: each function a [`Sweep`] with its kernel. Rows too long for a cache that lie side
 //! by side are taken by [`long`].
 
-use std::ops::Range;
-
 use fearless_simd::Level;
 use ndarray::{ArrayView, ArrayViewMut, Dimension};
 
@@ -12,7 +10,7 @@ use crate::arrays::{Input, Output, RowShape};
 use crate::element::Element;
 use crate::kernels::columns::{CHAIN, Gradient};
 use crate::kernels::normalize::{Layer, SavedRows};
-use crate::kernels::passes::{Columns, KeptRows};
+use crate::kernels::passes::KeptRows;
 use crate::kernels::second_order::Direction;
 use crate::long;
 use crate::parallel;
@@ -128,12 +126,10 @@ pub(crate) fn forward_residual<T: Element, D: Dimension>(
         return long::forward(level, layer, sum, y, Some(saved));
     }
     let kernel = |step: Step<'_, T, _, 3, 2, 0>| {
-        let Step { inputs: [x, mask, residual], outputs: [y, sum], per_row: saved, .. } = step;
-        T::add_residual(level, x, mask, residual, sum);
-        T::forward(level, layer, streams, sum, y, saved);
+        T::forward_residual(level, layer, streams, step.inputs, step.outputs, step.per_row);
     };
     let outputs = [y.part(), sum.part()];
-    Sweep::new(call.shape(), rows, [&x, &mask, &residual], outputs, Some(saved), &kernel).tiled().run();
+    Sweep::new(call.shape(), rows, [&x, &mask, &residual], outputs, Some(saved), &kernel).run();
 }
 
 /// The arrays of a residual backward call.
@@ -173,26 +169,20 @@ pub(crate) fn backward_residual<T: Element, D: Dimension>(
         }
         return;
     }
-    let backward =
-        |rows: Range<usize>, [sum, dy, dsum]: [&[T]; 3], dresidual: &mut [T], columns: &mut Columns<'_, T>| {
-            T::backward(level, layer, streams, kept.rows(rows), sum, dy, dresidual, columns);
-            T::add_to(level, dresidual, dsum);
-        };
     let Some((mask, dx)) = &mut masked else {
         let kernel = |step: Step<'_, T, _, 3, 1, 0>| {
-            let Step { rows, inputs, outputs: [dresidual], mut columns, .. } = step;
-            backward(rows, inputs, dresidual, &mut columns);
+            let Step { rows, inputs: [sum, dy, dsum], outputs: [dresidual], mut columns, .. } = step;
+            let from = [sum, dy, dsum, &[]];
+            T::backward_residual(level, layer, streams, kept.rows(rows), from, dresidual, &mut [], &mut columns);
         };
-        let inputs = [&sum, &dy, &dsum];
-        return Sweep::new(call.shape(), rows, inputs, [dresidual.part()], (), &kernel).tiled().sum(grad);
+        return Sweep::new(call.shape(), rows, [&sum, &dy, &dsum], [dresidual.part()], (), &kernel).sum(grad);
     };
     let kernel = |step: Step<'_, T, _, 4, 2, 0>| {
-        let Step { rows, inputs: [sum, dy, dsum, mask], outputs: [dresidual, dx], mut columns, .. } = step;
-        backward(rows, [sum, dy, dsum], dresidual, &mut columns);
-        T::multiply_elements(level, mask, dresidual, dx);
+        let Step { rows, inputs, outputs: [dresidual, dx], mut columns, .. } = step;
+        T::backward_residual(level, layer, streams, kept.rows(rows), inputs, dresidual, dx, &mut columns);
     };
     let outputs = [dresidual.part(), dx.part()];
-    Sweep::new(call.shape(), rows, [&sum, &dy, &dsum, mask], outputs, (), &kernel).tiled().sum(grad);
+    Sweep::new(call.shape(), rows, [&sum, &dy, &dsum, mask], outputs, (), &kernel).sum(grad);
 }
 
 /// dx of all rows in place of dy; adds dgain and dbias to `grad`.

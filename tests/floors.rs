@@ -13,7 +13,7 @@ const FLOORS: [&[&str]; 23] = [
     &["kernels/passes"],
     &["kernels/backward", "kernels/second_order", "kernels/weights"],
     &["kernels/short", "kernels/gates", "kernels/elementwise"],
-    &["kernels/rnn", "kernels/lstm", "kernels/gru"],
+    &["kernels/rnn", "kernels/lstm", "kernels/gru", "kernels/residual"],
     &["kernels"],
     &["element"],
     &["params"],

@@ -1,5 +1,7 @@
 //! What the benches share: shapes, inputs, and the loops that layer normalization is measured against.
 
+pub(crate) mod measure;
+
 use fearless_simd::{Level, Simd, dispatch, f32x16, prelude::*};
 use fearless_simd_macros::simd;
 use layernorm::{LayerNorm, Saved};
@@ -155,9 +157,4 @@ fn stream<S: Simd>(simd: S, x: &[f32], dy: &[f32], dx: &mut [f32]) {
     for ((x, dy), dx) in x_rest.iter().zip(dy_rest).zip(dx_rest) {
         *dx = x + dy;
     }
-}
-
-/// Runs `f` on a pool of that many threads.
-pub(crate) fn on_threads<R: Send>(threads: usize, f: impl FnOnce() -> R + Send) -> R {
-    rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool").install(f)
 }

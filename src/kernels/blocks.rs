@@ -7,7 +7,7 @@ use std::ops::Range;
 use fearless_simd::{Simd, SimdBase};
 
 use crate::number::{Number, Wide};
-use crate::simd::{Tail, Vector, load, splat, tree};
+use crate::simd::{Tail, Vector, front, load, splat, tree};
 
 /// The blocks of a row.
 #[inline(always)]
@@ -69,52 +69,98 @@ pub(crate) fn joined<W: Wide, const N: usize>(mut sums: [W; N], next: [W; N]) ->
     sums
 }
 
-/// `to[i]` = f of the elements i.
+/// Element i of each of `to` = f of the elements i of `from`; stores to the first meet cache lines.
 #[inline(always)]
-pub(crate) fn map<S: Simd, T: Number, const A: usize>(
+pub(crate) fn map<S: Simd, T: Number, const A: usize, const B: usize>(
     simd: S,
     from: [&[T]; A],
-    to: &mut [T],
+    mut to: [&mut [T]; B],
     f: impl Fn([Vector<S, T>; A]) -> Vector<S, T>,
 ) {
-    let tail = Tail::new(simd, to.len());
-    let mut values = [splat(simd, T::zero()); A];
-    for (i, place) in T::chunks_mut(to).0.iter_mut().enumerate() {
-        for a in 0..A {
-            values[a] = load::<S, T>(simd, &T::chunks(from[a]).0[i]);
+    let (tail, front) = (Tail::new(simd, to[0].len()), front(to[0]));
+    if front > 0 {
+        let first = f(first_of(simd, from));
+        for to in &mut to {
+            first.store_array(&mut T::chunks_mut(to).0[0]);
         }
-        f(values).store_array(place);
     }
-    if !tail.is_empty() {
-        for a in 0..A {
-            values[a] = tail.load_all(from[a]);
+    let count = (tail.len() - front) / T::LANES;
+    let chunks = chunks_from(from, front, count);
+    for i in 0..count {
+        let value = f(vectors_at::<S, T, A>(simd, chunks, i));
+        for to in &mut to {
+            value.store_array(&mut T::chunks_mut(&mut to[front..]).0[i]);
         }
-        tail.store_all(f(values), to);
+    }
+    if front + count * T::LANES < tail.len() {
+        let last = f(last_of(simd, &tail, from));
+        for to in &mut to {
+            tail.store_all(last, to);
+        }
     }
 }
 
-/// `to[i]` += f of the elements i.
+/// `to[i]` = f of itself and the elements i; stores meet cache lines.
 #[inline(always)]
-pub(crate) fn add<S: Simd, T: Number, const A: usize>(
+pub(crate) fn update<S: Simd, T: Number, const A: usize>(
     simd: S,
-    from: [&[T]; A],
     to: &mut [T],
-    f: impl Fn([Vector<S, T>; A]) -> Vector<S, T>,
+    from: [&[T]; A],
+    f: impl Fn(Vector<S, T>, [Vector<S, T>; A]) -> Vector<S, T>,
 ) {
-    let (tail, zero) = (Tail::new(simd, to.len()), splat(simd, T::zero()));
-    let mut values = [zero; A];
-    for (i, place) in T::chunks_mut(to).0.iter_mut().enumerate() {
-        for a in 0..A {
-            values[a] = load::<S, T>(simd, &T::chunks(from[a]).0[i]);
-        }
-        (load::<S, T>(simd, place) + f(values)).store_array(place);
+    let (tail, front) = (Tail::new(simd, to.len()), front(to));
+    // What is written twice must be read before.
+    let first = (front > 0).then(
+        #[inline(always)]
+        || f(load::<S, T>(simd, &T::chunks(to).0[0]), first_of(simd, from)),
+    );
+    let last = f(tail.load_all(to), last_of(simd, &tail, from));
+    let places = T::chunks_mut(&mut to[front..]).0;
+    let count = places.len();
+    let chunks = chunks_from(from, front, count);
+    for (i, place) in places.iter_mut().enumerate() {
+        f(load::<S, T>(simd, place), vectors_at::<S, T, A>(simd, chunks, i)).store_array(place);
     }
-    if !tail.is_empty() {
-        for a in 0..A {
-            values[a] = tail.load_all(from[a]);
-        }
-        // What is in front of the tail has had its term.
-        let term = tail.keep(f(values), zero);
-        tail.store_all(tail.load_all(to) + term, to);
+    if let Some(first) = first {
+        first.store_array(&mut T::chunks_mut(to).0[0]);
     }
+    if front + count * T::LANES < tail.len() {
+        tail.store_all(last, to);
+    }
+}
+
+/// The first vector of each array.
+#[inline(always)]
+fn first_of<S: Simd, T: Number, const A: usize>(simd: S, from: [&[T]; A]) -> [Vector<S, T>; A] {
+    vectors_at::<S, T, A>(simd, chunks_from(from, 0, 1), 0)
+}
+
+/// The last elements of each array, a vector of them.
+#[inline(always)]
+fn last_of<S: Simd, T: Number, const A: usize>(simd: S, tail: &Tail<S, T>, from: [&[T]; A]) -> [Vector<S, T>; A] {
+    let mut vectors = [splat(simd, T::zero()); A];
+    for a in 0..A {
+        vectors[a] = tail.load_all(from[a]);
+    }
+    vectors
+}
+
+/// `count` vectors of each array, from element `start` on.
+#[inline(always)]
+fn chunks_from<T: Number, const A: usize>(from: [&[T]; A], start: usize, count: usize) -> [&[T::Chunk]; A] {
+    let mut chunks: [&[T::Chunk]; A] = [&[]; A];
+    for a in 0..A {
+        chunks[a] = &T::chunks(&from[a][start..]).0[..count];
+    }
+    chunks
+}
+
+// Loops: what `array::map` calls is compiled without the instruction set.
+#[inline(always)]
+fn vectors_at<S: Simd, T: Number, const A: usize>(simd: S, chunks: [&[T::Chunk]; A], i: usize) -> [Vector<S, T>; A] {
+    let mut vectors = [splat(simd, T::zero()); A];
+    for a in 0..A {
+        vectors[a] = load::<S, T>(simd, &chunks[a][i]);
+    }
+    vectors
 }

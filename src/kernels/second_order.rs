@@ -21,7 +21,7 @@ use std::ops::Range;
 use fearless_simd::{Simd, SimdBase};
 use fearless_simd_macros::simd;
 
-use crate::kernels::blocks::{add, blocks, joined, map, sums};
+use crate::kernels::blocks::{blocks, joined, map, sums, update};
 use crate::kernels::normalize::Layer;
 use crate::kernels::passes::{KeptRows, Lanes, Row};
 use crate::number::{Number, Wide};
@@ -281,7 +281,7 @@ fn write_tangent<S: Simd, T: Number>(
     map(
         simd,
         [x, block.along_x, block.gain, block.along_gain, block.along_bias],
-        y_tangent,
+        [y_tangent],
         #[inline(always)]
         |values| tangent.of_y(values),
     );
@@ -316,14 +316,14 @@ fn write_all<S: Simd, T: Number>(
     map(
         simd,
         [x, block.along_x, block.gain, block.along_gain, block.along_bias],
-        ddy,
+        [ddy],
         #[inline(always)]
         |values| tangent.of_y(values),
     );
     map(
         simd,
         [x, block.along_x, block.gain, block.along_gain, dy],
-        dx,
+        [dx],
         #[inline(always)]
         |[x, along_x, gain, along_gain, dy]| {
             let (d, p) = tangent.project(x, along_x);
@@ -332,11 +332,11 @@ fn write_all<S: Simd, T: Number>(
             (p_u - twice * tangent.scale) * tangent.scale
         },
     );
-    add(
+    update(
         simd,
-        [x, block.along_x, dy],
         dgain,
+        [x, block.along_x, dy],
         #[inline(always)]
-        |[x, along_x, dy]| dy * (tangent.project(x, along_x).1 * tangent.scale),
+        |dgain, [x, along_x, dy]| dgain + dy * (tangent.project(x, along_x).1 * tangent.scale),
     );
 }

@@ -80,7 +80,7 @@ fn write<S: Simd, T: Number>(simd: S, row: &Row<T>, scale: T, factors: [T; 2], v
     map(
         simd,
         [v, dw],
-        dv,
+        [dv],
         #[inline(always)]
         |[v, dw]| (dw * of_dw - v * of_v) * scale,
     );

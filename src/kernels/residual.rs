@@ -1,0 +1,95 @@
+//! A norm behind a sum, in both directions, a few rows at a time: what one step leaves, the next finds in L1.
+//!
+//! ```text
+//! forward:    sum = mask ⊙ x + residual         y = norm(sum)
+//! backward:   dresidual = norm′(dy) + dsum      dx = mask ⊙ dresidual
+//! ```
+//!
+//! An array that a call is made without is empty: the mask, and with it dx, or dsum.
+
+use std::ops::Range;
+
+use fearless_simd::Simd;
+use fearless_simd_macros::simd;
+
+use crate::kernels::elementwise::{add_residual, add_to, multiply};
+use crate::kernels::normalize::{Layer, SavedRows};
+use crate::kernels::passes::{Columns, KeptRows};
+use crate::kernels::short;
+use crate::number::Number;
+
+/// Bytes of one array that stay in L1 from step to step, beside those of four others.
+const NEAR: usize = 6 * 1024;
+
+/// Ranges of rows to take at once, whole groups of those that kernels like.
+fn few_rows<T: Number>(rows: usize, features: usize) -> impl Iterator<Item = Range<usize>> {
+    let near = NEAR / size_of::<T>() / features;
+    let step = if near >= 8 {
+        near / 8 * 8
+    } else if near >= 4 {
+        4
+    } else {
+        near.max(1)
+    };
+    (0..rows).step_by(step).map(move |start| start..(start + step).min(rows))
+}
+
+/// The part of an array that may be absent.
+fn part<T>(array: &[T], at: Range<usize>) -> &[T] {
+    if array.is_empty() { array } else { &array[at] }
+}
+
+/// sum and y of rows side by side; `R` is the number of lanes.
+#[simd]
+pub(crate) fn forward<S: Simd, T: Number, const R: usize>(
+    simd: S,
+    layer: Layer<'_, T>,
+    streams: bool,
+    [x, mask, residual]: [&[T]; 3],
+    [y, sum]: [&mut [T]; 2],
+    mut saved: Option<SavedRows<'_, T>>,
+) {
+    let features = layer.features;
+    for rows in few_rows::<T>(x.len() / features, features) {
+        let at = rows.start * features..rows.end * features;
+        let (sum, y) = (&mut sum[at.clone()], &mut y[at.clone()]);
+        let (x, mask, residual) = (&x[at.clone()], part(mask, at.clone()), &residual[at]);
+        if streams {
+            // All lines are fetched at once: those of y would be waited for later, when nothing else is.
+            add_residual(simd, x, mask, residual, [&mut *sum, &mut *y]);
+        } else {
+            add_residual(simd, x, mask, residual, [&mut *sum]);
+        }
+        let saved = saved.as_mut().map(
+            #[inline(always)]
+            |saved| saved.take_first(rows.len()),
+        );
+        short::forward::<S, T, R>(simd, layer, streams, sum, y, saved);
+    }
+}
+
+/// dresidual and dx of rows side by side; adds their columns to `columns`. `R` is the number of lanes.
+#[simd]
+#[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
+pub(crate) fn backward<S: Simd, T: Number, const R: usize>(
+    simd: S,
+    layer: Layer<'_, T>,
+    streams: bool,
+    kept: KeptRows<'_, T>,
+    [sum, dy, dsum, mask]: [&[T]; 4],
+    dresidual: &mut [T],
+    dx: &mut [T],
+    columns: &mut Columns<'_, T>,
+) {
+    let features = layer.features;
+    for rows in few_rows::<T>(kept.mean.len(), features) {
+        let at = rows.start * features..rows.end * features;
+        let dresidual = &mut dresidual[at.clone()];
+        let (sum, dy) = (&sum[at.clone()], &dy[at.clone()]);
+        short::backward::<S, T, R>(simd, layer, streams, kept.rows(rows), sum, dy, dresidual, columns);
+        add_to(simd, dresidual, part(dsum, at.clone()));
+        if !mask.is_empty() {
+            multiply(simd, &mask[at.clone()], dresidual, &mut dx[at]);
+        }
+    }
+}
