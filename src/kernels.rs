@@ -9,6 +9,8 @@
 //! | [`backward`] | dx, and what each row adds to dgain and dbias |
 //! | [`short`] | the same as `normalize` and `backward`, for rows shorter than a vector |
 //! | [`columns`] | dgain and dbias of many rows |
+//! | [`batch`] | statistics of columns, and y and dx from them |
+//! | [`column`] | the same for columns whose squares overflow or underflow |
 //! | `activations` | e^x, sigmoid and tanh (feature `rnn`) |
 //! | `rnn`, `lstm`, `gru` | a step of each recurrent cell, from its products on, and back (feature `rnn`) |
 //!
@@ -24,6 +26,8 @@ use crate::number::Number;
 #[cfg(feature = "rnn")]
 pub(crate) mod activations;
 pub(crate) mod backward;
+pub(crate) mod batch;
+pub(crate) mod column;
 pub(crate) mod columns;
 #[cfg(feature = "rnn")]
 pub(crate) mod gates;
@@ -39,6 +43,7 @@ pub(crate) mod rescale;
 pub(crate) mod rnn;
 pub(crate) mod short;
 
+use batch::{Back, Block, Count, KeptColumns, SavedColumns, Sums};
 use moments::{Moments, Spread};
 use normalize::{Layer, SavedRows};
 use passes::{Coefficients, Columns, KeptRows, Row};
@@ -116,6 +121,47 @@ pub trait Kernels: Number {
         x: &[Self],
         dy: &[Self],
         dx: &mut [Self],
+    );
+
+    /// [`batch::sample`]
+    fn batch_sample(level: Level, rows: &[&[Self]], near: &mut [Self]);
+
+    /// [`batch::sums`]
+    fn batch_sums(
+        level: Level,
+        about: &[Self],
+        x: Block<'_, Self>,
+        dy: Option<Block<'_, Self>>,
+        sums: &mut Sums<'_, Self>,
+    );
+
+    /// [`batch::finish`]
+    fn batch_finish(
+        level: Level,
+        spread: Spread,
+        count: Count,
+        totals: &[Self::Wide],
+        saved: &mut SavedColumns<'_, Self>,
+    ) -> bool;
+
+    /// [`batch::coefficients`]
+    fn batch_coefficients(
+        level: Level,
+        count: Count,
+        kept: KeptColumns<'_, Self>,
+        totals: &mut [Self::Wide],
+        k: &mut [Self],
+        m: &mut [Self],
+    );
+
+    /// [`batch::write`]
+    fn batch_write(
+        level: Level,
+        layer: &Layer<'_, Self>,
+        kept: KeptColumns<'_, Self>,
+        x: Block<'_, Self>,
+        back: Option<Back<'_, Self>>,
+        out: &mut [&mut [Self]],
     );
 
     /// [`matmul::multiply`]
@@ -235,6 +281,52 @@ macro_rules! compile {
                 dx: &mut [Self],
             ) {
                 dispatch!(level, simd => backward::write_row(simd, layer, row, coefficients, start, x, dy, dx));
+            }
+
+            fn batch_sample(level: Level, rows: &[&[Self]], near: &mut [Self]) {
+                dispatch!(level, simd => batch::sample(simd, rows, near));
+            }
+
+            fn batch_sums(
+                level: Level,
+                about: &[Self],
+                x: Block<'_, Self>,
+                dy: Option<Block<'_, Self>>,
+                sums: &mut Sums<'_, Self>,
+            ) {
+                dispatch!(level, simd => batch::sums(simd, about, x, dy, sums));
+            }
+
+            fn batch_finish(
+                level: Level,
+                spread: Spread,
+                count: Count,
+                totals: &[<Self as Number>::Wide],
+                saved: &mut SavedColumns<'_, Self>,
+            ) -> bool {
+                dispatch!(level, simd => batch::finish(simd, spread, count, totals, saved))
+            }
+
+            fn batch_coefficients(
+                level: Level,
+                count: Count,
+                kept: KeptColumns<'_, Self>,
+                totals: &mut [<Self as Number>::Wide],
+                k: &mut [Self],
+                m: &mut [Self],
+            ) {
+                dispatch!(level, simd => batch::coefficients(simd, count, kept, totals, k, m));
+            }
+
+            fn batch_write(
+                level: Level,
+                layer: &Layer<'_, Self>,
+                kept: KeptColumns<'_, Self>,
+                x: Block<'_, Self>,
+                back: Option<Back<'_, Self>>,
+                out: &mut [&mut [Self]],
+            ) {
+                dispatch!(level, simd => batch::write(simd, layer, kept, x, back, out));
             }
 
             #[cfg(feature = "rnn")]

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod batch;
 mod element;
 mod error;
 mod kernels;
@@ -24,7 +25,7 @@ pub mod rnn;
 pub use element::Element;
 pub use error::{Error, Result};
 pub use ndarray;
-pub use norm::{LayerNorm, RmsNorm, RmsSaved, Saved};
+pub use norm::{BatchNorm, BatchSaved, LayerNorm, RmsNorm, RmsSaved, Running, Saved};
 pub use params::{Affine, Parameters};
 #[cfg(feature = "rnn")]
 pub use rnn::{Gru, Lstm, Recurrent, Rnn};

@@ -92,6 +92,8 @@ pub struct Scratch<T: Number> {
     pub elements: Vec<T>,
     /// Column sums of many rows.
     pub wide: Vec<T::Wide>,
+    /// What a call knows of its columns while its jobs use the others.
+    pub columns: Vec<T>,
 }
 
 /// A number with more digits than an element: `f64` for `f32`, [`Pair`] for `f64`.

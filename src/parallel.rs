@@ -143,6 +143,14 @@ pub(crate) fn lend_wide<T: Number, R>(len: usize, f: impl FnOnce(&mut [T::Wide])
     result
 }
 
+/// Lends `f` a second buffer of `len` elements, whatever is in them: jobs that run meanwhile have [`lend`]'s.
+pub(crate) fn lend_columns<T: Number, R>(len: usize, f: impl FnOnce(&mut [T]) -> R) -> R {
+    let mut buffer = T::with_scratch(|scratch| std::mem::take(&mut scratch.columns));
+    let result = f(grown(&mut buffer, len));
+    T::with_scratch(|scratch| scratch.columns = buffer);
+    result
+}
+
 fn grown<N: Copy + Default>(buffer: &mut Vec<N>, len: usize) -> &mut [N] {
     if buffer.len() < len {
         buffer.resize(len, N::default());

@@ -20,7 +20,7 @@ pub(crate) struct RowNorm<T> {
     pub(crate) affine: Affine<T>,
     pub(crate) eps: T,
     spread: fn(T) -> Spread,
-    level: Level,
+    pub(crate) level: Level,
 }
 
 impl<T: Element> RowNorm<T> {
@@ -106,7 +106,7 @@ impl<T: Element> RowNorm<T> {
         Ok(())
     }
 
-    fn check_input(&self, argument: &'static str, shape: &[usize]) -> Result<()> {
+    pub(crate) fn check_input(&self, argument: &'static str, shape: &[usize]) -> Result<()> {
         if self.shape.contains(&0) {
             return Err(Error::Empty { normalized: self.shape.clone() });
         }
@@ -116,7 +116,7 @@ impl<T: Element> RowNorm<T> {
         Ok(())
     }
 
-    fn features(&self) -> usize {
+    pub(crate) fn features(&self) -> usize {
         self.shape.iter().product()
     }
 
@@ -133,15 +133,15 @@ impl<T: Element> RowNorm<T> {
 
 const STANDARD: &str = "parameters are kept in standard layout";
 
-fn slice<T: Element>(parameter: &Option<ArrayD<T>>) -> Option<&[T]> {
+pub(crate) fn slice<T: Element>(parameter: &Option<ArrayD<T>>) -> Option<&[T]> {
     parameter.as_ref().map(|parameter| parameter.as_slice().expect(STANDARD))
 }
 
-fn slice_mut<T: Element>(parameter: &mut Option<ArrayD<T>>) -> Option<&mut [T]> {
+pub(crate) fn slice_mut<T: Element>(parameter: &mut Option<ArrayD<T>>) -> Option<&mut [T]> {
     parameter.as_mut().map(|parameter| parameter.as_slice_mut().expect(STANDARD))
 }
 
-fn check_shape(argument: &'static str, expected: &[usize], got: &[usize]) -> Result<()> {
+pub(crate) fn check_shape(argument: &'static str, expected: &[usize], got: &[usize]) -> Result<()> {
     if expected == got {
         return Ok(());
     }
@@ -163,7 +163,7 @@ pub struct Saved<T> {
 }
 
 /// A shape that no call has: a row has at least one element.
-const NO_CALL: [usize; 1] = [0];
+pub(crate) const NO_CALL: [usize; 1] = [0];
 
 impl<T> Default for Saved<T> {
     /// Belongs to no call yet: for the first [`forward_into`](crate::LayerNorm::forward_into).

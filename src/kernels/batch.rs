@@ -1,0 +1,515 @@
+//! Batch normalization: statistics of columns, y, and back.
+//!
+//! ```text
+//! each column of N rows:
+//!     h = mean of a sample               as many rows as fit evenly into the batch, a power of two, at most 16
+//!     s = Σ (x − h)        q = Σ (x − h)²
+//!     δ = s / N            M = q − s·δ                                    Σ (x − μ)²
+//!     μ = h + δ, wide, split into mean + low        σ² = M/N or M/(N − 1)        rstd = 1/√(σ² + ε)
+//!     unless s·δ ≤ M (|δ| ≤ σ) and the squares are within range:          column by column, see `column`
+//! y = ((x − mean) − low) · (rstd·gain) + bias
+//! ```
+//!
+//! and backward (docs/batch_norm.md; letters as there)
+//!
+//! ```text
+//! each column:
+//!     B = Σ dy        D = Σ dy·(x − mean) − low·B        = Σ dy·d         d = (x − mean) − low
+//!     k = B/N         m = rstd²·D/N or rstd²·D/(N − 1)
+//!     dgain += rstd·D        dbias += B
+//! dx = ((dy − k) − d·m) · (rstd·gain)
+//! ```
+//!
+//! A lane is a column: no sum crosses lanes. Within a chain of 64 rows, sums take the rows in groups of eight, added in
+//! pairs of neighbours, ((0+1)+(2+3))+((4+5)+(6+7)), and what is left one by one: eight rows share a load and a store of
+//! each sum, and a sum of 64 terms has the rounding of 11. Chains end in something wider as in
+//! [`columns`](super::columns).
+//!
+//! Why a sample: Σx² − N·μ² has no digit left where |μ| is large beside σ; about an h within σ of μ it loses one bit at
+//! most. The rows of the sample are spread over the batch, because batches may be sorted. A sample of a power of two of
+//! rows that are all the same gives h = x exactly, so a constant column has s = q = 0.
+
+#![doc = include_str!("../../docs/batch_norm.md")]
+
+use std::ops::Range;
+
+use fearless_simd::{Simd, SimdBase};
+use fearless_simd_macros::simd;
+
+use crate::kernels::moments::{Spread, rstd};
+use crate::kernels::normalize::Layer;
+use crate::number::{Number, Wide};
+use crate::simd::{Tail, front, load, splat};
+
+/// The most rows of a sample: their mean is within σ of μ but for one in 15,000 normal columns.
+pub(crate) const SAMPLE: usize = 16;
+
+/// Rows that are added to each other before they are added to a sum.
+pub(crate) const GROUP: usize = 8;
+
+/// Vectors of a tile of columns: what is known of them stays in L1 from row to row.
+const TILE: usize = 64;
+
+/// What a mean over the rows, and a variance, are divided by.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Count {
+    pub(crate) rows: f64,
+    /// Rows, or one less where the variance is unbiased.
+    pub(crate) divisor: f64,
+}
+
+/// Columns from `start` on of rows that are side by side.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Block<'a, T> {
+    pub(crate) rows: &'a [T],
+    pub(crate) features: usize,
+    pub(crate) start: usize,
+}
+
+impl<'a, T> Block<'a, T> {
+    /// Some columns of a row, counted from `start`.
+    #[inline(always)]
+    pub(crate) fn row(&self, row: usize, columns: Range<usize>) -> &'a [T] {
+        &self.rows[row * self.features + self.start + columns.start..][..columns.len()]
+    }
+
+    /// These columns of `R` rows.
+    #[inline(always)]
+    fn group<const R: usize>(&self, first: usize, columns: &Range<usize>) -> [&'a [T]; R] {
+        let mut rows = [self.rows; R];
+        for (i, row) in rows.iter_mut().enumerate() {
+            *row = self.row(first + i, columns.clone());
+        }
+        rows
+    }
+}
+
+/// What forward keeps of some columns, one number a column in each slice.
+#[derive(Debug)]
+pub(crate) struct SavedColumns<'a, T> {
+    pub(crate) mean: &'a mut [T],
+    pub(crate) low: &'a mut [T],
+    pub(crate) variance: &'a mut [T],
+    pub(crate) rstd: &'a mut [T],
+    /// Not 0 where a column had to be rescaled.
+    pub(crate) exponent: &'a mut [i16],
+}
+
+/// The exponent of a column that has to be taken again.
+pub(crate) const AGAIN: i16 = i16::MAX;
+
+impl<'a, T> SavedColumns<'a, T> {
+    /// The first columns, and the others.
+    pub(crate) fn split(self, columns: usize) -> (Self, Self) {
+        let (mean, mean_rest) = self.mean.split_at_mut(columns);
+        let (low, low_rest) = self.low.split_at_mut(columns);
+        let (variance, variance_rest) = self.variance.split_at_mut(columns);
+        let (rstd, rstd_rest) = self.rstd.split_at_mut(columns);
+        let (exponent, exponent_rest) = self.exponent.split_at_mut(columns);
+        (
+            Self { mean, low, variance, rstd, exponent },
+            Self { mean: mean_rest, low: low_rest, variance: variance_rest, rstd: rstd_rest, exponent: exponent_rest },
+        )
+    }
+
+    /// Some of the columns.
+    pub(crate) fn part(&mut self, columns: Range<usize>) -> SavedColumns<'_, T> {
+        SavedColumns {
+            mean: &mut self.mean[columns.clone()],
+            low: &mut self.low[columns.clone()],
+            variance: &mut self.variance[columns.clone()],
+            rstd: &mut self.rstd[columns.clone()],
+            exponent: &mut self.exponent[columns],
+        }
+    }
+
+    /// To be read.
+    pub(crate) fn kept(&self) -> KeptColumns<'_, T> {
+        KeptColumns { mean: self.mean, low: self.low, rstd: self.rstd, exponent: self.exponent }
+    }
+}
+
+/// What forward kept of some columns.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KeptColumns<'a, T> {
+    pub(crate) mean: &'a [T],
+    pub(crate) low: &'a [T],
+    pub(crate) rstd: &'a [T],
+    pub(crate) exponent: &'a [i16],
+}
+
+impl<'a, T> KeptColumns<'a, T> {
+    /// Some of the columns.
+    pub(crate) fn part(self, columns: Range<usize>) -> Self {
+        Self {
+            mean: &self.mean[columns.clone()],
+            low: &self.low[columns.clone()],
+            rstd: &self.rstd[columns.clone()],
+            exponent: &self.exponent[columns],
+        }
+    }
+}
+
+/// The tiles of `len` columns.
+#[inline(always)]
+fn tiles<T: Number>(len: usize) -> impl Iterator<Item = Range<usize>> {
+    let tile = TILE * T::LANES;
+    (0..len).step_by(tile).map(move |start| start..(start + tile).min(len))
+}
+
+/// The sum of `R` vectors, a power of two: neighbours first.
+#[inline(always)]
+fn pairs<S: Simd, V: SimdBase<S>, const R: usize>(mut terms: [V; R]) -> V {
+    let mut left = R;
+    while left > 1 {
+        left /= 2;
+        for i in 0..left {
+            terms[i] = terms[2 * i] + terms[2 * i + 1];
+        }
+    }
+    terms[0]
+}
+
+/// h of each column: the mean of these rows, a power of two of them and at most [`SAMPLE`].
+#[simd]
+pub(crate) fn sample<S: Simd, T: Number>(simd: S, rows: &[&[T]], near: &mut [T]) {
+    match rows {
+        [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] => {
+            mean_of(simd, [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p], near);
+        }
+        [a, b, c, d, e, f, g, h] => mean_of(simd, [a, b, c, d, e, f, g, h], near),
+        [a, b, c, d] => mean_of(simd, [a, b, c, d], near),
+        [a, b] => mean_of(simd, [a, b], near),
+        _ => near.copy_from_slice(rows[0]),
+    }
+}
+
+#[inline(always)]
+fn mean_of<S: Simd, T: Number, const R: usize>(simd: S, rows: [&&[T]; R], near: &mut [T]) {
+    let tail = Tail::new(simd, near.len());
+    let share = splat(simd, T::from_f64(1.0 / R as f64));
+    let mut terms = [share; R];
+    for (i, near) in T::chunks_mut(near).0.iter_mut().enumerate() {
+        for r in 0..R {
+            terms[r] = load::<S, T>(simd, &T::chunks(rows[r]).0[i]);
+        }
+        (pairs(terms) * share).store_array(near);
+    }
+    if !tail.is_empty() {
+        for r in 0..R {
+            terms[r] = tail.load_all(rows[r]);
+        }
+        tail.store_all(pairs(terms) * share, near);
+    }
+}
+
+/// Sums over at most a chain of rows, one number a column in each slice.
+#[derive(Debug)]
+pub(crate) struct Sums<'a, T> {
+    /// Σ (x − h)², or Σ dy·(x − mean)
+    pub(crate) products: &'a mut [T],
+    /// Σ (x − h), or Σ dy
+    pub(crate) terms: &'a mut [T],
+}
+
+/// Adds some rows to the sums, about h (with `dy`: the mean) of each column.
+#[simd]
+pub(crate) fn sums<S: Simd, T: Number>(
+    simd: S,
+    about: &[T],
+    x: Block<'_, T>,
+    dy: Option<Block<'_, T>>,
+    sums: &mut Sums<'_, T>,
+) {
+    match dy {
+        None => add_rows::<S, T, false>(simd, about, x, x, sums),
+        Some(dy) => add_rows::<S, T, true>(simd, about, x, dy, sums),
+    }
+}
+
+#[simd]
+#[inline(never)]
+fn add_rows<S: Simd, T: Number, const BACK: bool>(
+    simd: S,
+    about: &[T],
+    x: Block<'_, T>,
+    dy: Block<'_, T>,
+    sums: &mut Sums<'_, T>,
+) {
+    let rows = x.rows.len() / x.features;
+    let in_groups = rows / GROUP * GROUP;
+    for tile in tiles::<T>(about.len()) {
+        let tail = Tail::new(simd, tile.len());
+        let about = &about[tile.clone()];
+        let sums = &mut Sums { products: &mut sums.products[tile.clone()], terms: &mut sums.terms[tile.clone()] };
+        for first in (0..in_groups).step_by(GROUP) {
+            let (x, dy) = (x.group(first, &tile), dy.group(first, &tile));
+            add_group::<S, T, BACK, GROUP>(simd, &tail, about, x, dy, sums);
+        }
+        for row in in_groups..rows {
+            let (x, dy) = (x.group(row, &tile), dy.group(row, &tile));
+            add_group::<S, T, BACK, 1>(simd, &tail, about, x, dy, sums);
+        }
+    }
+}
+
+#[inline(always)]
+fn add_group<S: Simd, T: Number, const BACK: bool, const R: usize>(
+    simd: S,
+    tail: &Tail<S, T>,
+    about: &[T],
+    x: [&[T]; R],
+    dy: [&[T]; R],
+    sums: &mut Sums<'_, T>,
+) {
+    let zeros = [splat(simd, T::zero()); R];
+    let abouts = T::chunks(about).0;
+    let count = abouts.len();
+    {
+        let (x, dy) = (x.map(|x| &T::chunks(x).0[..count]), dy.map(|dy| &T::chunks(dy).0[..count]));
+        let products = &mut T::chunks_mut(sums.products).0[..count];
+        let terms = &mut T::chunks_mut(sums.terms).0[..count];
+        for i in 0..count {
+            let about = load::<S, T>(simd, &abouts[i]);
+            let (mut product, mut term) = (zeros, zeros);
+            for r in 0..R {
+                let d = load::<S, T>(simd, &x[r][i]) - about;
+                term[r] = if BACK { load::<S, T>(simd, &dy[r][i]) } else { d };
+                product[r] = term[r] * d;
+            }
+            (load::<S, T>(simd, &products[i]) + pairs(product)).store_array(&mut products[i]);
+            (load::<S, T>(simd, &terms[i]) + pairs(term)).store_array(&mut terms[i]);
+        }
+    }
+    if !tail.is_empty() {
+        let about = tail.load_all(about);
+        let (mut product, mut term) = (zeros, zeros);
+        for r in 0..R {
+            // In front of the tail is what has been added already.
+            let d = tail.keep(tail.load_all(x[r]) - about, zeros[0]);
+            term[r] = if BACK { tail.load(dy[r], zeros[0]) } else { d };
+            product[r] = term[r] * d;
+        }
+        tail.store_all(tail.load_all(sums.products) + pairs(product), sums.products);
+        tail.store_all(tail.load_all(sums.terms) + pairs(term), sums.terms);
+    }
+}
+
+/// The statistics of columns whose h is in `saved.mean`, from Σ (x − h)² of each and then Σ (x − h) of each. Whether all
+/// of them hold; where they do not, the exponent is [`AGAIN`].
+#[simd]
+pub(crate) fn finish<S: Simd, T: Number>(
+    _simd: S,
+    spread: Spread,
+    count: Count,
+    totals: &[T::Wide],
+    saved: &mut SavedColumns<'_, T>,
+) -> bool {
+    let columns = saved.mean.len();
+    let (squares, sums) = totals.split_at(columns);
+    let (sums, mean, low) = (&sums[..columns], &mut saved.mean[..columns], &mut saved.low[..columns]);
+    let (variances, rstds) = (&mut saved.variance[..columns], &mut saved.rstd[..columns]);
+    let exponent = &mut saved.exponent[..columns];
+    let mut all_hold = true;
+    for c in 0..columns {
+        let sum = sums[c].value();
+        let delta = sum / count.rows;
+        let squares = squares[c].value() - sum * delta;
+        let is_near = sum * delta <= squares;
+        // Rounding may take a column without spread below 0; NaN must stay NaN.
+        let squares = if squares < 0.0 { 0.0 } else { squares };
+        let variance = squares / count.divisor;
+        let holds = is_near & spread.holds(variance);
+        (mean[c], low[c]) = T::split(T::Wide::default().add(mean[c].into()).add(delta));
+        variances[c] = T::from_f64(variance);
+        rstds[c] = T::from_f64(rstd(variance + spread.eps));
+        exponent[c] = if holds { 0 } else { AGAIN };
+        all_hold &= holds;
+    }
+    all_hold
+}
+
+/// k and m of some columns; `totals`, Σ dy·(x − mean) of each and then B of each, becomes what dgain and dbias add.
+#[simd]
+pub(crate) fn coefficients<S: Simd, T: Number>(
+    _simd: S,
+    count: Count,
+    kept: KeptColumns<'_, T>,
+    totals: &mut [T::Wide],
+    k: &mut [T],
+    m: &mut [T],
+) {
+    let columns = k.len();
+    let (dgain, dbias) = totals.split_at_mut(columns);
+    let (dbias, low, rstd, m) = (&dbias[..columns], &kept.low[..columns], &kept.rstd[..columns], &mut m[..columns]);
+    for c in 0..columns {
+        let (b, r) = (dbias[c].value(), rstd[c].into());
+        let d = dgain[c].value() - low[c].into() * b;
+        k[c] = T::from_f64(b / count.rows);
+        m[c] = T::from_f64(r * r * (d / count.divisor));
+        dgain[c] = T::Wide::default().add(r * d);
+    }
+}
+
+/// What backward needs beside x to write dx.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Back<'a, T> {
+    pub(crate) dy: Block<'a, T>,
+    pub(crate) k: &'a [T],
+    pub(crate) m: &'a [T],
+}
+
+/// y of some columns of some rows, or with `back` dx.
+#[simd]
+pub(crate) fn write<S: Simd, T: Number>(
+    simd: S,
+    layer: &Layer<'_, T>,
+    kept: KeptColumns<'_, T>,
+    x: Block<'_, T>,
+    back: Option<Back<'_, T>>,
+    out: &mut [&mut [T]],
+) {
+    match back {
+        None => {
+            let back = Back { dy: x, k: kept.mean, m: kept.mean };
+            write_rows::<S, T, false>(simd, layer, kept, x, back, out);
+        }
+        Some(back) => write_rows::<S, T, true>(simd, layer, kept, x, back, out),
+    }
+}
+
+/// Rows that are written together.
+const TOGETHER: usize = 4;
+
+#[simd]
+#[inline(never)]
+fn write_rows<S: Simd, T: Number, const BACK: bool>(
+    simd: S,
+    layer: &Layer<'_, T>,
+    kept: KeptColumns<'_, T>,
+    x: Block<'_, T>,
+    back: Back<'_, T>,
+    out: &mut [&mut [T]],
+) {
+    for tile in tiles::<T>(kept.mean.len()) {
+        let (start, len) = (x.start + tile.start, tile.len());
+        let columns = Columns::<T> {
+            mean: &kept.mean[tile.clone()],
+            low: &kept.low[tile.clone()],
+            rstd: &kept.rstd[tile.clone()],
+            gain: layer.gain(start, len),
+            bias: layer.bias(start, len),
+            k: &back.k[tile.clone()],
+            m: &back.m[tile.clone()],
+        };
+        let tail = Tail::new(simd, len);
+        let (groups, rest) = out.as_chunks_mut::<TOGETHER>();
+        let left = groups.len() * TOGETHER;
+        for (i, out) in groups.iter_mut().enumerate() {
+            let (x, dy) = (x.group(i * TOGETHER, &tile), back.dy.group(i * TOGETHER, &tile));
+            let out = out.each_mut().map(|out| &mut out[tile.clone()]);
+            write_group::<S, T, BACK, TOGETHER>(simd, &tail, &columns, x, dy, out);
+        }
+        for (i, out) in rest.iter_mut().enumerate() {
+            let (x, dy) = (x.group(left + i, &tile), back.dy.group(left + i, &tile));
+            write_group::<S, T, BACK, 1>(simd, &tail, &columns, x, dy, [&mut out[tile.clone()]]);
+        }
+    }
+}
+
+/// What is known of a tile of columns; k and m by backward alone, the bias by forward alone.
+struct Columns<'a, T> {
+    mean: &'a [T],
+    low: &'a [T],
+    rstd: &'a [T],
+    gain: &'a [T],
+    bias: &'a [T],
+    k: &'a [T],
+    m: &'a [T],
+}
+
+/// The same of a vector of them.
+struct Lanes<V> {
+    mean: V,
+    low: V,
+    scale: V,
+    bias: V,
+    k: V,
+    m: V,
+}
+
+impl<V: Copy> Lanes<V> {
+    #[inline(always)]
+    fn new<S: Simd, T: Number>(columns: &Columns<'_, T>, load: impl Fn(&[T]) -> V) -> Self
+    where
+        V: SimdBase<S, Element = T>,
+    {
+        let scale = load(columns.rstd) * load(columns.gain);
+        let (mean, low, bias) = (load(columns.mean), load(columns.low), load(columns.bias));
+        Self { mean, low, scale, bias, k: load(columns.k), m: load(columns.m) }
+    }
+
+    /// y, or with `BACK` dx.
+    #[inline(always)]
+    fn result<S: Simd, const BACK: bool>(&self, x: V, dy: V) -> V
+    where
+        V: SimdBase<S>,
+    {
+        let d = (x - self.mean) - self.low;
+        if BACK { ((dy - self.k) - d * self.m) * self.scale } else { d * self.scale + self.bias }
+    }
+}
+
+#[inline(always)]
+fn write_group<S: Simd, T: Number, const BACK: bool, const R: usize>(
+    simd: S,
+    tail: &Tail<S, T>,
+    columns: &Columns<'_, T>,
+    x: [&[T]; R],
+    dy: [&[T]; R],
+    mut out: [&mut [T]; R],
+) {
+    let front = front(out[0]);
+    if front > 0 {
+        let lanes = Lanes::new::<S, T>(
+            columns,
+            #[inline(always)]
+            |from| load::<S, T>(simd, &T::chunks(from).0[0]),
+        );
+        for r in 0..R {
+            let (x, dy) = (load::<S, T>(simd, &T::chunks(x[r]).0[0]), load::<S, T>(simd, &T::chunks(dy[r]).0[0]));
+            lanes.result::<S, BACK>(x, dy).store_array(&mut T::chunks_mut(out[r]).0[0]);
+        }
+    }
+    let count = (tail.len() - front) / T::LANES;
+    {
+        let x = x.map(|x| &T::chunks(&x[front..]).0[..count]);
+        let dy = dy.map(|dy| &T::chunks(&dy[front..]).0[..count]);
+        let out = out.each_mut().map(|out| &mut T::chunks_mut(&mut out[front..]).0[..count]);
+        for i in 0..count {
+            let lanes = Lanes::new::<S, T>(
+                columns,
+                #[inline(always)]
+                |from| load::<S, T>(simd, &T::chunks(&from[front..]).0[i]),
+            );
+            let mut result = [lanes.mean; R];
+            for r in 0..R {
+                let dy = if BACK { load::<S, T>(simd, &dy[r][i]) } else { lanes.mean };
+                result[r] = lanes.result::<S, BACK>(load::<S, T>(simd, &x[r][i]), dy);
+            }
+            for r in 0..R {
+                result[r].store_array(&mut out[r][i]);
+            }
+        }
+    }
+    if front + count * T::LANES < tail.len() {
+        let lanes = Lanes::new::<S, T>(
+            columns,
+            #[inline(always)]
+            |from| tail.load_all(from),
+        );
+        for r in 0..R {
+            tail.store_all(lanes.result::<S, BACK>(tail.load_all(x[r]), tail.load_all(dy[r])), out[r]);
+        }
+    }
+}
