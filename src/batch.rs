@@ -20,7 +20,7 @@ use ndarray::{
 };
 
 use crate::element::Element;
-use crate::kernels::batch::{AGAIN, Back, Block, Count, GROUP, KeptColumns, SAMPLE, SavedColumns, Sums};
+use crate::kernels::batch::{AGAIN, Back, Block, Count, KeptColumns, SAMPLE, SavedColumns, Sums};
 use crate::kernels::column::{Column, Own};
 use crate::kernels::columns::{CHAIN, Gradient, end_chain, join_block, rows_per_block};
 use crate::kernels::moments::rstd;
@@ -40,6 +40,9 @@ pub(crate) struct Call<'a, T> {
     pub(crate) unbiased: bool,
 }
 
+/// Bytes of a call's arrays above which they come from memory.
+const STREAMS: usize = 12 * 1024 * 1024;
+
 /// Bytes of a tile of rows, about: small beside L2.
 const TILE: usize = 64 * 1024;
 
@@ -53,9 +56,14 @@ impl<'a, T: Element> Call<'a, T> {
         arrays * self.rows * self.layer.features * size_of::<T>()
     }
 
-    /// Rows of a tile: whole groups.
+    /// Whether the arrays come from memory, not from a cache.
+    fn streams(&self) -> bool {
+        self.bytes(2) > STREAMS
+    }
+
+    /// Rows of a tile.
     fn tile_rows(&self) -> usize {
-        (TILE / size_of::<T>() / self.layer.features).clamp(GROUP, CHAIN) / GROUP * GROUP
+        (TILE / size_of::<T>() / self.layer.features).clamp(1, CHAIN)
     }
 
     fn gain_of(&self, column: usize) -> T {
@@ -429,7 +437,7 @@ impl<T: Element> Job for Sum<'_, '_, T> {
                         let (products, terms) = sums.split_at_mut(features);
                         let x = call.block_of(self.x.rows(call, rows.clone(), x_tile), 0);
                         let dy = self.dy.map(|dy| call.block_of(dy.rows(call, rows, dy_tile), 0));
-                        T::batch_sums(call.level, self.about, x, dy, &mut Sums { products, terms });
+                        T::batch_sums(call.level, call.streams(), self.about, x, dy, &mut Sums { products, terms });
                     }
                     end_chain(sums, block);
                 }
@@ -463,7 +471,7 @@ const PIECE: usize = 128 * 1024;
 impl<T: Element> Write<'_, '_, T> {
     /// Rows of a piece.
     fn piece(&self) -> usize {
-        (PIECE / size_of::<T>() / self.call.layer.features).max(1).next_multiple_of(GROUP)
+        (PIECE / size_of::<T>() / self.call.layer.features).max(1).next_multiple_of(4)
     }
 
     fn is_direct(&self) -> bool {
@@ -518,7 +526,15 @@ impl<T: Element> Job for Write<'_, '_, T> {
                 };
                 let mut list = list();
                 let count = enlist(out.chunks_exact_mut(features), &mut list);
-                T::batch_write(call.level, &call.layer, self.kept, call.block_of(x, 0), back, &mut list[..count]);
+                T::batch_write(
+                    call.level,
+                    call.streams(),
+                    &call.layer,
+                    self.kept,
+                    call.block_of(x, 0),
+                    back,
+                    &mut list[..count],
+                );
                 if let Part::Strided(view) = &self.out {
                     scatter(&out_tile[..rows.len() * features], &mut lock(view), call.trailing, rows);
                 }
@@ -627,7 +643,7 @@ fn sum_chain<'s, T: Element>(
     sums.fill(T::zero());
     totals.fill(Default::default());
     let (products, terms) = sums.split_at_mut(columns);
-    T::batch_sums(call.level, about, x, dy, &mut Sums { products, terms });
+    T::batch_sums(call.level, call.streams(), about, x, dy, &mut Sums { products, terms });
     end_chain(sums, totals);
     totals
 }
@@ -644,7 +660,7 @@ fn write_columns<T: Element>(
     let mut list = list();
     let rows = out.rows_mut().into_iter().map(|row| &mut row.into_slice().expect(ROWS)[here.clone()]);
     let count = enlist(rows, &mut list);
-    T::batch_write(call.level, &call.layer, kept, x, back, &mut list[..count]);
+    T::batch_write(call.level, call.streams(), &call.layer, kept, x, back, &mut list[..count]);
 }
 
 /// Backward of some columns of at most a chain of rows.

@@ -129,6 +129,7 @@ pub trait Kernels: Number {
     /// [`batch::sums`]
     fn batch_sums(
         level: Level,
+        streams: bool,
         about: &[Self],
         x: Block<'_, Self>,
         dy: Option<Block<'_, Self>>,
@@ -157,6 +158,7 @@ pub trait Kernels: Number {
     /// [`batch::write`]
     fn batch_write(
         level: Level,
+        streams: bool,
         layer: &Layer<'_, Self>,
         kept: KeptColumns<'_, Self>,
         x: Block<'_, Self>,
@@ -289,12 +291,13 @@ macro_rules! compile {
 
             fn batch_sums(
                 level: Level,
+                streams: bool,
                 about: &[Self],
                 x: Block<'_, Self>,
                 dy: Option<Block<'_, Self>>,
                 sums: &mut Sums<'_, Self>,
             ) {
-                dispatch!(level, simd => batch::sums(simd, about, x, dy, sums));
+                dispatch!(level, simd => batch::sums(simd, streams, about, x, dy, sums));
             }
 
             fn batch_finish(
@@ -320,13 +323,14 @@ macro_rules! compile {
 
             fn batch_write(
                 level: Level,
+                streams: bool,
                 layer: &Layer<'_, Self>,
                 kept: KeptColumns<'_, Self>,
                 x: Block<'_, Self>,
                 back: Option<Back<'_, Self>>,
                 out: &mut [&mut [Self]],
             ) {
-                dispatch!(level, simd => batch::write(simd, layer, kept, x, back, out));
+                dispatch!(level, simd => batch::write(simd, streams, layer, kept, x, back, out));
             }
 
             #[cfg(feature = "rnn")]

@@ -20,10 +20,9 @@
 //! dx = ((dy − k) − d·m) · (rstd·gain)
 //! ```
 //!
-//! A lane is a column: no sum crosses lanes. Within a chain of 64 rows, sums take the rows in groups of eight, added in
-//! pairs of neighbours, ((0+1)+(2+3))+((4+5)+(6+7)), and what is left one by one: eight rows share a load and a store of
-//! each sum, and a sum of 64 terms has the rounding of 11. Chains end in something wider as in
-//! [`columns`](super::columns).
+//! A lane is a column: no sum crosses lanes. Sums take the rows one after the other, in chains that end in something wider
+//! as in [`columns`](super::columns). From a cache, eight rows at a time share a load and a store of each sum; from memory
+//! rows are read one by one, because memory likes one line after the other. Neither changes the order of additions.
 //!
 //! Why a sample: Σx² − N·μ² has no digit left where |μ| is large beside σ; about an h within σ of μ it loses one bit at
 //! most. The rows of the sample are spread over the batch, because batches may be sorted. A sample of a power of two of
@@ -44,8 +43,8 @@ use crate::simd::{Tail, front, load, splat};
 /// The most rows of a sample: their mean is within σ of μ but for one in 15,000 normal columns.
 pub(crate) const SAMPLE: usize = 16;
 
-/// Rows that are added to each other before they are added to a sum.
-pub(crate) const GROUP: usize = 8;
+/// Rows that are added together where they come from a cache.
+const GROUP: usize = 8;
 
 /// Vectors of a tile of columns: what is known of them stays in L1 from row to row.
 const TILE: usize = 64;
@@ -213,42 +212,53 @@ pub(crate) struct Sums<'a, T> {
 }
 
 /// Adds some rows to the sums, about h (with `dy`: the mean) of each column.
+///
+/// `streams`: the rows come from memory.
 #[simd]
 pub(crate) fn sums<S: Simd, T: Number>(
     simd: S,
+    streams: bool,
     about: &[T],
     x: Block<'_, T>,
     dy: Option<Block<'_, T>>,
     sums: &mut Sums<'_, T>,
 ) {
+    let rows = x.rows.len() / x.features;
+    // Narrow registers do not hold eight rows.
+    let narrow = const { S::f32s::LEN < 8 };
+    let grouped = if streams || narrow { 0 } else { rows / GROUP * GROUP };
     match dy {
-        None => add_rows::<S, T, false>(simd, about, x, x, sums),
-        Some(dy) => add_rows::<S, T, true>(simd, about, x, dy, sums),
+        None => {
+            add_rows::<S, T, false, GROUP>(simd, about, x, x, sums, 0..grouped);
+            add_rows::<S, T, false, 1>(simd, about, x, x, sums, grouped..rows);
+        }
+        Some(dy) => {
+            add_rows::<S, T, true, GROUP>(simd, about, x, dy, sums, 0..grouped);
+            add_rows::<S, T, true, 1>(simd, about, x, dy, sums, grouped..rows);
+        }
     }
 }
 
+/// `R` rows at a time; `R` divides their number.
 #[simd]
 #[inline(never)]
-fn add_rows<S: Simd, T: Number, const BACK: bool>(
+fn add_rows<S: Simd, T: Number, const BACK: bool, const R: usize>(
     simd: S,
     about: &[T],
     x: Block<'_, T>,
     dy: Block<'_, T>,
     sums: &mut Sums<'_, T>,
+    rows: Range<usize>,
 ) {
-    let rows = x.rows.len() / x.features;
-    let in_groups = rows / GROUP * GROUP;
+    if rows.is_empty() {
+        return;
+    }
     for tile in tiles::<T>(about.len()) {
         let tail = Tail::new(simd, tile.len());
         let about = &about[tile.clone()];
         let sums = &mut Sums { products: &mut sums.products[tile.clone()], terms: &mut sums.terms[tile.clone()] };
-        for first in (0..in_groups).step_by(GROUP) {
-            let (x, dy) = (x.group(first, &tile), dy.group(first, &tile));
-            add_group::<S, T, BACK, GROUP>(simd, &tail, about, x, dy, sums);
-        }
-        for row in in_groups..rows {
-            let (x, dy) = (x.group(row, &tile), dy.group(row, &tile));
-            add_group::<S, T, BACK, 1>(simd, &tail, about, x, dy, sums);
+        for first in rows.clone().step_by(R) {
+            add_group::<S, T, BACK, R>(simd, &tail, about, x.group(first, &tile), dy.group(first, &tile), sums);
         }
     }
 }
@@ -262,7 +272,6 @@ fn add_group<S: Simd, T: Number, const BACK: bool, const R: usize>(
     dy: [&[T]; R],
     sums: &mut Sums<'_, T>,
 ) {
-    let zeros = [splat(simd, T::zero()); R];
     let abouts = T::chunks(about).0;
     let count = abouts.len();
     {
@@ -271,27 +280,29 @@ fn add_group<S: Simd, T: Number, const BACK: bool, const R: usize>(
         let terms = &mut T::chunks_mut(sums.terms).0[..count];
         for i in 0..count {
             let about = load::<S, T>(simd, &abouts[i]);
-            let (mut product, mut term) = (zeros, zeros);
+            let (mut product, mut term) = (load::<S, T>(simd, &products[i]), load::<S, T>(simd, &terms[i]));
             for r in 0..R {
                 let d = load::<S, T>(simd, &x[r][i]) - about;
-                term[r] = if BACK { load::<S, T>(simd, &dy[r][i]) } else { d };
-                product[r] = term[r] * d;
+                let t = if BACK { load::<S, T>(simd, &dy[r][i]) } else { d };
+                product += t * d;
+                term += t;
             }
-            (load::<S, T>(simd, &products[i]) + pairs(product)).store_array(&mut products[i]);
-            (load::<S, T>(simd, &terms[i]) + pairs(term)).store_array(&mut terms[i]);
+            product.store_array(&mut products[i]);
+            term.store_array(&mut terms[i]);
         }
     }
     if !tail.is_empty() {
-        let about = tail.load_all(about);
-        let (mut product, mut term) = (zeros, zeros);
+        let (about, zero) = (tail.load_all(about), splat(simd, T::zero()));
+        let (mut product, mut term) = (tail.load_all(sums.products), tail.load_all(sums.terms));
         for r in 0..R {
             // In front of the tail is what has been added already.
-            let d = tail.keep(tail.load_all(x[r]) - about, zeros[0]);
-            term[r] = if BACK { tail.load(dy[r], zeros[0]) } else { d };
-            product[r] = term[r] * d;
+            let d = tail.keep(tail.load_all(x[r]) - about, zero);
+            let t = if BACK { tail.load(dy[r], zero) } else { d };
+            product += t * d;
+            term += t;
         }
-        tail.store_all(tail.load_all(sums.products) + pairs(product), sums.products);
-        tail.store_all(tail.load_all(sums.terms) + pairs(term), sums.terms);
+        tail.store_all(product, sums.products);
+        tail.store_all(term, sums.terms);
     }
 }
 
@@ -299,7 +310,7 @@ fn add_group<S: Simd, T: Number, const BACK: bool, const R: usize>(
 /// of them hold; where they do not, the exponent is [`AGAIN`].
 #[simd]
 pub(crate) fn finish<S: Simd, T: Number>(
-    _simd: S,
+    simd: S,
     spread: Spread,
     count: Count,
     totals: &[T::Wide],
@@ -307,26 +318,70 @@ pub(crate) fn finish<S: Simd, T: Number>(
 ) -> bool {
     let columns = saved.mean.len();
     let (squares, sums) = totals.split_at(columns);
-    let (sums, mean, low) = (&sums[..columns], &mut saved.mean[..columns], &mut saved.low[..columns]);
-    let (variances, rstds) = (&mut saved.variance[..columns], &mut saved.rstd[..columns]);
-    let exponent = &mut saved.exponent[..columns];
+    let in_parts = columns / PART * PART;
     let mut all_hold = true;
-    for c in 0..columns {
-        let sum = sums[c].value();
-        let delta = sum / count.rows;
-        let squares = squares[c].value() - sum * delta;
-        let is_near = sum * delta <= squares;
-        // Rounding may take a column without spread below 0; NaN must stay NaN.
-        let squares = if squares < 0.0 { 0.0 } else { squares };
-        let variance = squares / count.divisor;
-        let holds = is_near & spread.holds(variance);
-        (mean[c], low[c]) = T::split(T::Wide::default().add(mean[c].into()).add(delta));
-        variances[c] = T::from_f64(variance);
-        rstds[c] = T::from_f64(rstd(variance + spread.eps));
-        exponent[c] = if holds { 0 } else { AGAIN };
-        all_hold &= holds;
+    for start in (0..in_parts).step_by(PART) {
+        let part = &mut saved.part(start..start + PART);
+        all_hold &= finish_part(simd, PART, spread, count, &squares[start..], &sums[start..], part);
     }
-    all_hold
+    let rest = &mut saved.part(in_parts..columns);
+    let len = columns - in_parts;
+    all_hold & finish_part(simd, len, spread, count, &squares[in_parts..], &sums[in_parts..], rest)
+}
+
+/// Columns whose statistics are computed together.
+const PART: usize = 32;
+
+/// Loops of one kind of number each: they are computed as vectors then.
+#[inline(always)]
+fn finish_part<S: Simd, T: Number>(
+    _simd: S,
+    len: usize,
+    spread: Spread,
+    count: Count,
+    squares: &[T::Wide],
+    sums: &[T::Wide],
+    saved: &mut SavedColumns<'_, T>,
+) -> bool {
+    let (squares, sums) = (&squares[..len], &sums[..len]);
+    let (share, divisor) = (1.0 / count.rows, 1.0 / count.divisor);
+    let mut fails = [0_u64; PART];
+    let [mut delta, mut variance, mut r] = [[0.0; PART]; 3];
+    let fails = &mut fails[..len];
+    let (delta, variance, r) = (&mut delta[..len], &mut variance[..len], &mut r[..len]);
+    for c in 0..len {
+        let sum = sums[c].value();
+        delta[c] = sum * share;
+        let m = squares[c].value() - sum * delta[c];
+        let near = sum * delta[c] <= m;
+        // Rounding may take a column without spread below 0; NaN must stay NaN.
+        let m = if m < 0.0 { 0.0 } else { m };
+        variance[c] = m * divisor;
+        fails[c] = if near & spread.holds(variance[c]) { 0 } else { 1 };
+    }
+    for c in 0..len {
+        r[c] = rstd(variance[c] + spread.eps);
+    }
+    let (mean, low) = (&mut saved.mean[..len], &mut saved.low[..len]);
+    for c in 0..len {
+        (mean[c], low[c]) = T::split(T::Wide::default().add(mean[c].into()).add(delta[c]));
+    }
+    let (variances, rstds) = (&mut saved.variance[..len], &mut saved.rstd[..len]);
+    for c in 0..len {
+        variances[c] = T::from_f64(variance[c]);
+        rstds[c] = T::from_f64(r[c]);
+    }
+    let mut any = 0;
+    for c in 0..len {
+        any |= fails[c];
+    }
+    saved.exponent.fill(0);
+    if any != 0 {
+        for c in 0..len {
+            saved.exponent[c] = if fails[c] == 0 { 0 } else { AGAIN };
+        }
+    }
+    any == 0
 }
 
 /// k and m of some columns; `totals`, Σ dy·(x − mean) of each and then B of each, becomes what dgain and dbias add.
@@ -340,13 +395,14 @@ pub(crate) fn coefficients<S: Simd, T: Number>(
     m: &mut [T],
 ) {
     let columns = k.len();
+    let (share, divisor) = (1.0 / count.rows, 1.0 / count.divisor);
     let (dgain, dbias) = totals.split_at_mut(columns);
     let (dbias, low, rstd, m) = (&dbias[..columns], &kept.low[..columns], &kept.rstd[..columns], &mut m[..columns]);
     for c in 0..columns {
         let (b, r) = (dbias[c].value(), rstd[c].into());
         let d = dgain[c].value() - low[c].into() * b;
-        k[c] = T::from_f64(b / count.rows);
-        m[c] = T::from_f64(r * r * (d / count.divisor));
+        k[c] = T::from_f64(b * share);
+        m[c] = T::from_f64(r * r * (d * divisor));
         dgain[c] = T::Wide::default().add(r * d);
     }
 }
@@ -360,37 +416,51 @@ pub(crate) struct Back<'a, T> {
 }
 
 /// y of some columns of some rows, or with `back` dx.
+///
+/// `streams`: the rows come from memory.
 #[simd]
 pub(crate) fn write<S: Simd, T: Number>(
     simd: S,
+    streams: bool,
     layer: &Layer<'_, T>,
     kept: KeptColumns<'_, T>,
     x: Block<'_, T>,
     back: Option<Back<'_, T>>,
     out: &mut [&mut [T]],
 ) {
+    let narrow = const { S::f32s::LEN < 8 };
+    let grouped = if streams || narrow { 0 } else { out.len() / TOGETHER * TOGETHER };
     match back {
         None => {
             let back = Back { dy: x, k: kept.mean, m: kept.mean };
-            write_rows::<S, T, false>(simd, layer, kept, x, back, out);
+            write_rows::<S, T, false, TOGETHER>(simd, layer, kept, x, back, out, 0..grouped);
+            write_rows::<S, T, false, 1>(simd, layer, kept, x, back, out, grouped..out.len());
         }
-        Some(back) => write_rows::<S, T, true>(simd, layer, kept, x, back, out),
+        Some(back) => {
+            write_rows::<S, T, true, TOGETHER>(simd, layer, kept, x, back, out, 0..grouped);
+            write_rows::<S, T, true, 1>(simd, layer, kept, x, back, out, grouped..out.len());
+        }
     }
 }
 
-/// Rows that are written together.
+/// Rows that are written together where they come from a cache.
 const TOGETHER: usize = 4;
 
 #[simd]
 #[inline(never)]
-fn write_rows<S: Simd, T: Number, const BACK: bool>(
+fn write_rows<S: Simd, T: Number, const BACK: bool, const R: usize>(
     simd: S,
     layer: &Layer<'_, T>,
     kept: KeptColumns<'_, T>,
     x: Block<'_, T>,
     back: Back<'_, T>,
     out: &mut [&mut [T]],
+    rows: Range<usize>,
 ) {
+    if rows.is_empty() {
+        return;
+    }
+    let groups = out[rows.clone()].as_chunks_mut::<R>().0;
     for tile in tiles::<T>(kept.mean.len()) {
         let (start, len) = (x.start + tile.start, tile.len());
         let columns = Columns::<T> {
@@ -403,16 +473,10 @@ fn write_rows<S: Simd, T: Number, const BACK: bool>(
             m: &back.m[tile.clone()],
         };
         let tail = Tail::new(simd, len);
-        let (groups, rest) = out.as_chunks_mut::<TOGETHER>();
-        let left = groups.len() * TOGETHER;
-        for (i, out) in groups.iter_mut().enumerate() {
-            let (x, dy) = (x.group(i * TOGETHER, &tile), back.dy.group(i * TOGETHER, &tile));
+        for (first, out) in rows.clone().step_by(R).zip(groups.iter_mut()) {
+            let (x, dy) = (x.group(first, &tile), back.dy.group(first, &tile));
             let out = out.each_mut().map(|out| &mut out[tile.clone()]);
-            write_group::<S, T, BACK, TOGETHER>(simd, &tail, &columns, x, dy, out);
-        }
-        for (i, out) in rest.iter_mut().enumerate() {
-            let (x, dy) = (x.group(left + i, &tile), back.dy.group(left + i, &tile));
-            write_group::<S, T, BACK, 1>(simd, &tail, &columns, x, dy, [&mut out[tile.clone()]]);
+            write_group::<S, T, BACK, R>(simd, &tail, &columns, x, dy, out);
         }
     }
 }
