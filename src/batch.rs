@@ -22,7 +22,7 @@ use ndarray::{
 use crate::element::Element;
 use crate::kernels::batch::{AGAIN, Back, Block, Count, KeptColumns, SAMPLE, SavedColumns, Sums};
 use crate::kernels::column::{Column, Own};
-use crate::kernels::columns::{CHAIN, Gradient, end_chain, join_block, rows_per_block};
+use crate::kernels::columns::{CHAIN, Gradient, join_block, rows_per_block};
 use crate::kernels::moments::rstd;
 use crate::kernels::normalize::Layer;
 use crate::number::Wide;
@@ -42,6 +42,9 @@ pub(crate) struct Call<'a, T> {
 
 /// Bytes of a call's arrays above which they come from memory.
 const STREAMS: usize = 12 * 1024 * 1024;
+
+/// Bytes of a tile of columns, about: with its y or dy well within L2.
+const PACKED: usize = 128 * 1024;
 
 /// Bytes of a tile of rows, about: small beside L2.
 const TILE: usize = 64 * 1024;
@@ -84,8 +87,26 @@ impl<'a, T: Element> Call<'a, T> {
         self.rows.div_ceil(self.block()) * 2 * self.layer.features
     }
 
-    fn block_of<'b>(&self, rows: &'b [T], start: usize) -> Block<'b, T> {
-        Block { rows, features: self.layer.features, start }
+    fn block_of<'b>(&self, rows: &'b [T]) -> Block<'b, T> {
+        Block { rows, stride: self.layer.features, first: 0 }
+    }
+
+    /// Columns of a tile that is taken from its sums to its y.
+    fn tile_columns(&self) -> usize {
+        (PACKED / size_of::<T>() / self.rows).next_multiple_of(4 * T::LANES)
+    }
+
+    /// A tile of columns of all rows: in `buffer`, unless it is all columns. Rows of 2ⁿ bytes would push each other out of
+    /// a cache.
+    fn pack<'b>(&self, rows: &'b [T], tile: &Range<usize>, buffer: &'b mut [T]) -> Block<'b, T> {
+        let features = self.layer.features;
+        if tile.len() == features {
+            return self.block_of(rows);
+        }
+        for (packed, row) in buffer.chunks_exact_mut(tile.len()).zip(rows.chunks_exact(features)) {
+            packed.copy_from_slice(&row[tile.clone()]);
+        }
+        Block { rows: &buffer[..self.rows * tile.len()], stride: tile.len(), first: tile.start }
     }
 }
 
@@ -435,11 +456,11 @@ impl<T: Element> Job for Sum<'_, '_, T> {
                 for chain in steps(rows, CHAIN) {
                     for rows in steps(chain, step) {
                         let (products, terms) = sums.split_at_mut(features);
-                        let x = call.block_of(self.x.rows(call, rows.clone(), x_tile), 0);
-                        let dy = self.dy.map(|dy| call.block_of(dy.rows(call, rows, dy_tile), 0));
+                        let x = call.block_of(self.x.rows(call, rows.clone(), x_tile));
+                        let dy = self.dy.map(|dy| call.block_of(dy.rows(call, rows, dy_tile)));
                         T::batch_sums(call.level, call.streams(), self.about, x, dy, &mut Sums { products, terms });
                     }
-                    end_chain(sums, block);
+                    T::batch_end(call.level, sums, block);
                 }
             }
         });
@@ -517,7 +538,7 @@ impl<T: Element> Job for Write<'_, '_, T> {
                     }
                 };
                 let back = self.back.map(|Slopes { dy, k, m }| {
-                    let dy = call.block_of(dy.rows(call, rows.clone(), dy_tile), 0);
+                    let dy = call.block_of(dy.rows(call, rows.clone(), dy_tile));
                     Back { dy, k, m }
                 });
                 let out = match &mut self.out {
@@ -531,7 +552,7 @@ impl<T: Element> Job for Write<'_, '_, T> {
                     call.streams(),
                     &call.layer,
                     self.kept,
-                    call.block_of(x, 0),
+                    call.block_of(x),
                     back,
                     &mut list[..count],
                 );
@@ -558,16 +579,6 @@ fn enlist<'a, T>(rows: impl Iterator<Item = &'a mut [T]>, list: &mut [&'a mut [T
     count
 }
 
-/// Columns of a tile that is taken from its sums to its y.
-const fn tile<T: Element>() -> usize {
-    32 * T::LANES
-}
-
-/// The column where `tiles` tiles of `columns` end.
-fn after<T: Element>(columns: &Range<usize>, tiles: usize) -> usize {
-    (columns.start + tiles * tile::<T>()).min(columns.end)
-}
-
 /// Forward of some columns of at most a chain of rows.
 struct Forward<'a, 'v, T> {
     call: &'a Call<'a, T>,
@@ -580,11 +591,11 @@ struct Forward<'a, 'v, T> {
 
 impl<T: Element> Job for Forward<'_, '_, T> {
     fn pieces(&self) -> usize {
-        self.columns.len().div_ceil(tile::<T>())
+        self.columns.len().div_ceil(self.call.tile_columns())
     }
 
     fn split(self, pieces: usize) -> (Self, Self) {
-        let middle = after::<T>(&self.columns, pieces);
+        let middle = self.columns.start + pieces * self.call.tile_columns();
         let (y, y_second) = self.y.split_at(Axis(1), middle - self.columns.start);
         let (saved, saved_second) = self.saved.split(middle - self.columns.start);
         (
@@ -596,17 +607,19 @@ impl<T: Element> Job for Forward<'_, '_, T> {
     fn run(self) {
         let Self { call, x: input, mut y, mut saved, columns } = self;
         let rows = input.rows(call, 0..call.rows, &mut []);
-        with_sums::<T>(2 * tile::<T>(), |buffer, totals| {
-            for tile in steps(columns.clone(), tile::<T>()) {
+        with_buffers(call, 1, &columns, |buffer, totals| {
+            let width = call.tile_columns().min(columns.len());
+            let (sums, packed) = buffer.split_at_mut(2 * width);
+            for tile in steps(columns.clone(), width) {
                 let here = tile.start - columns.start..tile.end - columns.start;
-                let (x, mut saved) = (call.block_of(rows, tile.start), saved.part(here.clone()));
+                let (x, mut saved) = (call.pack(rows, &tile, packed), saved.part(here.clone()));
                 let mut sample: [&[T]; SAMPLE] = [&[]; SAMPLE];
                 let mut count = 0;
                 for (row, slot) in sampled(call.rows).zip(&mut sample) {
                     (*slot, count) = (x.row(row, 0..tile.len()), count + 1);
                 }
                 T::batch_sample(call.level, &sample[..count], saved.mean);
-                let totals = sum_chain(call, saved.mean, x, None, buffer, totals);
+                let totals = sum_chain(call, saved.mean, x, None, sums, totals);
                 if !T::batch_finish(call.level, call.layer.spread, call.count(), totals, &mut saved) {
                     take_again(call, input, tile.start, &mut saved);
                 }
@@ -623,9 +636,18 @@ impl<T: Element> Job for Forward<'_, '_, T> {
     }
 }
 
-/// Lends `f` a buffer of elements and one of wide numbers.
-fn with_sums<T: Element>(len: usize, f: impl FnOnce(&mut [T], &mut [T::Wide])) {
-    parallel::lend(2 * len, |buffer| parallel::lend_wide::<T, _>(len, |totals| f(buffer, totals)));
+/// Lends `f` a buffer for the column sums of a tile and for so many packed arrays, and one for the wide sums.
+fn with_buffers<T: Element>(
+    call: &Call<'_, T>,
+    arrays: usize,
+    columns: &Range<usize>,
+    f: impl FnOnce(&mut [T], &mut [T::Wide]),
+) {
+    let width = call.tile_columns().min(columns.len());
+    let packed = if width == call.layer.features { 0 } else { arrays * call.rows * width };
+    parallel::lend(2 * width + packed, |buffer| {
+        parallel::lend_wide::<T, _>(2 * width, |totals| f(buffer, totals));
+    });
 }
 
 /// The column sums of the only chain, those of products and then those of terms: in the first places of `totals`.
@@ -643,8 +665,8 @@ fn sum_chain<'s, T: Element>(
     sums.fill(T::zero());
     totals.fill(Default::default());
     let (products, terms) = sums.split_at_mut(columns);
-    T::batch_sums(call.level, call.streams(), about, x, dy, &mut Sums { products, terms });
-    end_chain(sums, totals);
+    T::batch_sums(call.level, false, about, x, dy, &mut Sums { products, terms });
+    T::batch_end(call.level, sums, totals);
     totals
 }
 
@@ -677,11 +699,11 @@ struct Backward<'a, 'v, T> {
 
 impl<T: Element> Job for Backward<'_, '_, T> {
     fn pieces(&self) -> usize {
-        self.columns.len().div_ceil(tile::<T>())
+        self.columns.len().div_ceil(self.call.tile_columns())
     }
 
     fn split(self, pieces: usize) -> (Self, Self) {
-        let middle = after::<T>(&self.columns, pieces);
+        let middle = self.columns.start + pieces * self.call.tile_columns();
         let (here, there) = (middle - self.columns.start, self.columns.len());
         let (dx, dx_second) = self.dx.split_at(Axis(1), here);
         let (grad, grad_second) = self.grad.split(here);
@@ -695,13 +717,16 @@ impl<T: Element> Job for Backward<'_, '_, T> {
     fn run(self) {
         let Self { call, x: x_input, dy: dy_input, mut dx, kept, mut grad, columns } = self;
         let (x_rows, dy_rows) = (x_input.rows(call, 0..call.rows, &mut []), dy_input.rows(call, 0..call.rows, &mut []));
-        with_sums::<T>(2 * tile::<T>(), |buffer, totals| {
-            for tile in steps(columns.clone(), tile::<T>()) {
+        with_buffers(call, 2, &columns, |buffer, totals| {
+            let width = call.tile_columns().min(columns.len());
+            let (sums, packed) = buffer.split_at_mut(2 * width);
+            let (x_packed, dy_packed) = packed.split_at_mut(packed.len() / 2);
+            for tile in steps(columns.clone(), width) {
                 let here = tile.start - columns.start..tile.end - columns.start;
                 let kept = kept.part(here.clone());
-                let (x, dy) = (call.block_of(x_rows, tile.start), call.block_of(dy_rows, tile.start));
-                let totals = sum_chain(call, kept.mean, x, Some(dy), buffer, totals);
-                let (k, m) = buffer[..2 * tile.len()].split_at_mut(tile.len());
+                let (x, dy) = (call.pack(x_rows, &tile, x_packed), call.pack(dy_rows, &tile, dy_packed));
+                let totals = sum_chain(call, kept.mean, x, Some(dy), sums, totals);
+                let (k, m) = sums[..2 * tile.len()].split_at_mut(tile.len());
                 coefficients(call, kept, (x_input, dy_input), tile.start, totals, k, m);
                 grad.part(here.clone()).add_wide(totals);
                 write_columns(call, kept, x, Some(Back { dy, k, m }), dx.view_mut(), here.clone());

@@ -136,6 +136,9 @@ pub trait Kernels: Number {
         sums: &mut Sums<'_, Self>,
     );
 
+    /// [`batch::end`]
+    fn batch_end(level: Level, chain: &mut [Self], block: &mut [Self::Wide]);
+
     /// [`batch::finish`]
     fn batch_finish(
         level: Level,
@@ -298,6 +301,10 @@ macro_rules! compile {
                 sums: &mut Sums<'_, Self>,
             ) {
                 dispatch!(level, simd => batch::sums(simd, streams, about, x, dy, sums));
+            }
+
+            fn batch_end(level: Level, chain: &mut [Self], block: &mut [<Self as Number>::Wide]) {
+                dispatch!(level, simd => batch::end(simd, chain, block));
             }
 
             fn batch_finish(

@@ -35,16 +35,14 @@ use std::ops::Range;
 use fearless_simd::{Simd, SimdBase};
 use fearless_simd_macros::simd;
 
-use crate::kernels::moments::{Spread, rstd};
+use crate::kernels::columns::end_chain;
+use crate::kernels::moments::Spread;
 use crate::kernels::normalize::Layer;
 use crate::number::{Number, Wide};
 use crate::simd::{Tail, front, load, splat};
 
 /// The most rows of a sample: their mean is within σ of μ but for one in 15,000 normal columns.
 pub(crate) const SAMPLE: usize = 16;
-
-/// Rows that are added together where they come from a cache.
-const GROUP: usize = 8;
 
 /// Vectors of a tile of columns: what is known of them stays in L1 from row to row.
 const TILE: usize = 64;
@@ -57,19 +55,22 @@ pub(crate) struct Count {
     pub(crate) divisor: f64,
 }
 
-/// Columns from `start` on of rows that are side by side.
+/// Columns of rows.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Block<'a, T> {
+    /// From the first of these columns in the first row on.
     pub(crate) rows: &'a [T],
-    pub(crate) features: usize,
-    pub(crate) start: usize,
+    /// Elements from row to row.
+    pub(crate) stride: usize,
+    /// The feature in the first column.
+    pub(crate) first: usize,
 }
 
 impl<'a, T> Block<'a, T> {
-    /// Some columns of a row, counted from `start`.
+    /// Some columns of a row.
     #[inline(always)]
     pub(crate) fn row(&self, row: usize, columns: Range<usize>) -> &'a [T] {
-        &self.rows[row * self.features + self.start + columns.start..][..columns.len()]
+        &self.rows[row * self.stride + columns.start..][..columns.len()]
     }
 
     /// These columns of `R` rows.
@@ -223,23 +224,50 @@ pub(crate) fn sums<S: Simd, T: Number>(
     dy: Option<Block<'_, T>>,
     sums: &mut Sums<'_, T>,
 ) {
-    let rows = x.rows.len() / x.features;
-    // Narrow registers do not hold eight rows.
-    let narrow = const { S::f32s::LEN < 8 };
-    let grouped = if streams || narrow { 0 } else { rows / GROUP * GROUP };
+    let rows = x.rows.len().div_ceil(x.stride);
     match dy {
         None => {
-            add_rows::<S, T, false, GROUP>(simd, about, x, x, sums, 0..grouped);
-            add_rows::<S, T, false, 1>(simd, about, x, x, sums, grouped..rows);
+            let done = match together::<S, T>(streams, about.len()) {
+                Together::All => add_rows::<S, T, false, 8>(simd, about, x, x, sums, 0..rows / 8 * 8),
+                Together::Some => add_rows::<S, T, false, 4>(simd, about, x, x, sums, 0..rows / 4 * 4),
+                Together::None => 0,
+            };
+            add_rows::<S, T, false, 1>(simd, about, x, x, sums, done..rows);
         }
         Some(dy) => {
-            add_rows::<S, T, true, GROUP>(simd, about, x, dy, sums, 0..grouped);
-            add_rows::<S, T, true, 1>(simd, about, x, dy, sums, grouped..rows);
+            let done = match together::<S, T>(streams, about.len()) {
+                Together::All => add_rows::<S, T, true, 8>(simd, about, x, dy, sums, 0..rows / 8 * 8),
+                Together::Some => add_rows::<S, T, true, 4>(simd, about, x, dy, sums, 0..rows / 4 * 4),
+                Together::None => 0,
+            };
+            add_rows::<S, T, true, 1>(simd, about, x, dy, sums, done..rows);
         }
     }
 }
 
-/// `R` rows at a time; `R` divides their number.
+/// Rows that are taken together.
+enum Together {
+    All,
+    Some,
+    None,
+}
+
+/// How many rows of these columns are best taken together.
+#[inline(always)]
+fn together<S: Simd, T: Number>(streams: bool, columns: usize) -> Together {
+    // Narrow registers do not hold several rows.
+    if const { S::f32s::LEN < 8 } || streams && columns < TILE * T::LANES {
+        // Memory sets the pace, and it is fastest where rows are read one after the other.
+        Together::None
+    } else if streams {
+        // A tile is left for the next row anyway.
+        Together::Some
+    } else {
+        Together::All
+    }
+}
+
+/// `R` rows at a time; `R` divides their number. Returns the row after the last.
 #[simd]
 #[inline(never)]
 fn add_rows<S: Simd, T: Number, const BACK: bool, const R: usize>(
@@ -249,9 +277,9 @@ fn add_rows<S: Simd, T: Number, const BACK: bool, const R: usize>(
     dy: Block<'_, T>,
     sums: &mut Sums<'_, T>,
     rows: Range<usize>,
-) {
+) -> usize {
     if rows.is_empty() {
-        return;
+        return rows.end;
     }
     for tile in tiles::<T>(about.len()) {
         let tail = Tail::new(simd, tile.len());
@@ -261,6 +289,7 @@ fn add_rows<S: Simd, T: Number, const BACK: bool, const R: usize>(
             add_group::<S, T, BACK, R>(simd, &tail, about, x.group(first, &tile), dy.group(first, &tile), sums);
         }
     }
+    rows.end
 }
 
 #[inline(always)]
@@ -306,6 +335,12 @@ fn add_group<S: Simd, T: Number, const BACK: bool, const R: usize>(
     }
 }
 
+/// [`end_chain`], on vectors.
+#[simd]
+pub(crate) fn end<S: Simd, T: Number>(_simd: S, chain: &mut [T], block: &mut [T::Wide]) {
+    end_chain(chain, block);
+}
+
 /// The statistics of columns whose h is in `saved.mean`, from Σ (x − h)² of each and then Σ (x − h) of each. Whether all
 /// of them hold; where they do not, the exponent is [`AGAIN`].
 #[simd]
@@ -322,7 +357,8 @@ pub(crate) fn finish<S: Simd, T: Number>(
     let mut all_hold = true;
     for start in (0..in_parts).step_by(PART) {
         let part = &mut saved.part(start..start + PART);
-        all_hold &= finish_part(simd, PART, spread, count, &squares[start..], &sums[start..], part);
+        let at = start..start + PART;
+        all_hold &= finish_part(simd, PART, spread, count, &squares[at.clone()], &sums[at], part);
     }
     let rest = &mut saved.part(in_parts..columns);
     let len = columns - in_parts;
@@ -346,9 +382,11 @@ fn finish_part<S: Simd, T: Number>(
     let (squares, sums) = (&squares[..len], &sums[..len]);
     let (share, divisor) = (1.0 / count.rows, 1.0 / count.divisor);
     let mut fails = [0_u64; PART];
-    let [mut delta, mut variance, mut r] = [[0.0; PART]; 3];
-    let fails = &mut fails[..len];
-    let (delta, variance, r) = (&mut delta[..len], &mut variance[..len], &mut r[..len]);
+    let mut wide = [[0.0; PART]; 3];
+    let mut elements = [[T::zero(); PART]; 4];
+    let [delta, variance, r] = &mut wide;
+    let [mean, low, variances, rstds] = &mut elements;
+    mean[..len].copy_from_slice(saved.mean);
     for c in 0..len {
         let sum = sums[c].value();
         delta[c] = sum * share;
@@ -360,28 +398,28 @@ fn finish_part<S: Simd, T: Number>(
         fails[c] = if near & spread.holds(variance[c]) { 0 } else { 1 };
     }
     for c in 0..len {
-        r[c] = rstd(variance[c] + spread.eps);
+        // 1/0 where σ² and ε are 0 does not hold.
+        r[c] = 1.0 / (variance[c] + spread.eps).sqrt();
     }
-    let (mean, low) = (&mut saved.mean[..len], &mut saved.low[..len]);
     for c in 0..len {
         (mean[c], low[c]) = T::split(T::Wide::default().add(mean[c].into()).add(delta[c]));
+        (variances[c], rstds[c]) = (T::from_f64(variance[c]), T::from_f64(r[c]));
     }
-    let (variances, rstds) = (&mut saved.variance[..len], &mut saved.rstd[..len]);
-    for c in 0..len {
-        variances[c] = T::from_f64(variance[c]);
-        rstds[c] = T::from_f64(r[c]);
-    }
-    let mut any = 0;
-    for c in 0..len {
-        any |= fails[c];
-    }
+    saved.mean.copy_from_slice(&mean[..len]);
+    saved.low.copy_from_slice(&low[..len]);
+    saved.variance.copy_from_slice(&variances[..len]);
+    saved.rstd.copy_from_slice(&rstds[..len]);
     saved.exponent.fill(0);
-    if any != 0 {
-        for c in 0..len {
-            saved.exponent[c] = if fails[c] == 0 { 0 } else { AGAIN };
+    let all_hold = fails[..len].iter().all(
+        #[inline(always)]
+        |&fails| fails == 0,
+    );
+    if !all_hold {
+        for (exponent, fails) in saved.exponent.iter_mut().zip(fails) {
+            *exponent = if fails == 0 { 0 } else { AGAIN };
         }
     }
-    any == 0
+    all_hold
 }
 
 /// k and m of some columns; `totals`, Σ dy·(x − mean) of each and then B of each, becomes what dgain and dbias add.
@@ -428,24 +466,29 @@ pub(crate) fn write<S: Simd, T: Number>(
     back: Option<Back<'_, T>>,
     out: &mut [&mut [T]],
 ) {
-    let narrow = const { S::f32s::LEN < 8 };
-    let grouped = if streams || narrow { 0 } else { out.len() / TOGETHER * TOGETHER };
+    let rows = out.len();
     match back {
         None => {
             let back = Back { dy: x, k: kept.mean, m: kept.mean };
-            write_rows::<S, T, false, TOGETHER>(simd, layer, kept, x, back, out, 0..grouped);
-            write_rows::<S, T, false, 1>(simd, layer, kept, x, back, out, grouped..out.len());
+            let done = match together::<S, T>(streams, kept.mean.len()) {
+                Together::All => write_rows::<S, T, false, 4>(simd, layer, kept, x, back, out, 0..rows / 4 * 4),
+                Together::Some => write_rows::<S, T, false, 2>(simd, layer, kept, x, back, out, 0..rows / 2 * 2),
+                Together::None => 0,
+            };
+            write_rows::<S, T, false, 1>(simd, layer, kept, x, back, out, done..rows);
         }
         Some(back) => {
-            write_rows::<S, T, true, TOGETHER>(simd, layer, kept, x, back, out, 0..grouped);
-            write_rows::<S, T, true, 1>(simd, layer, kept, x, back, out, grouped..out.len());
+            let done = match together::<S, T>(streams, kept.mean.len()) {
+                Together::All => write_rows::<S, T, true, 4>(simd, layer, kept, x, back, out, 0..rows / 4 * 4),
+                Together::Some => write_rows::<S, T, true, 2>(simd, layer, kept, x, back, out, 0..rows / 2 * 2),
+                Together::None => 0,
+            };
+            write_rows::<S, T, true, 1>(simd, layer, kept, x, back, out, done..rows);
         }
     }
 }
 
-/// Rows that are written together where they come from a cache.
-const TOGETHER: usize = 4;
-
+/// `R` rows at a time; `R` divides their number. Returns the row after the last.
 #[simd]
 #[inline(never)]
 fn write_rows<S: Simd, T: Number, const BACK: bool, const R: usize>(
@@ -456,13 +499,13 @@ fn write_rows<S: Simd, T: Number, const BACK: bool, const R: usize>(
     back: Back<'_, T>,
     out: &mut [&mut [T]],
     rows: Range<usize>,
-) {
+) -> usize {
     if rows.is_empty() {
-        return;
+        return rows.end;
     }
     let groups = out[rows.clone()].as_chunks_mut::<R>().0;
     for tile in tiles::<T>(kept.mean.len()) {
-        let (start, len) = (x.start + tile.start, tile.len());
+        let (start, len) = (x.first + tile.start, tile.len());
         let columns = Columns::<T> {
             mean: &kept.mean[tile.clone()],
             low: &kept.low[tile.clone()],
@@ -479,6 +522,7 @@ fn write_rows<S: Simd, T: Number, const BACK: bool, const R: usize>(
             write_group::<S, T, BACK, R>(simd, &tail, &columns, x, dy, out);
         }
     }
+    rows.end
 }
 
 /// What is known of a tile of columns; k and m by backward alone, the bias by forward alone.
