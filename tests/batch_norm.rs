@@ -223,6 +223,15 @@ fn f64_of_any_scale_is_right() {
     any_scale_is_right::<f64>();
 }
 
+/// Σ(x−h)² is 2500 times Σ(x−μ)² here: taken about h, the variance would lose eleven bits.
+#[test]
+fn a_sample_that_tells_nothing_of_the_rest_is_noticed() {
+    let rows = 40_000;
+    let (mut x, dy) = (drawn::<f32>(rows, 3, 1), drawn::<f32>(rows, 3, 2));
+    x.column_mut(1).iter_mut().step_by(rows / 16).for_each(|x| *x = 1e6);
+    check(&layer(3), false, &x, &dy, "with an odd sample");
+}
+
 #[test]
 fn gradients_are_slopes() {
     for (rows, features, eps, unbiased) in
