@@ -91,6 +91,13 @@ pub enum Error {
         /// Its gain.
         got: f64,
     },
+    /// The unbiased variance of a batch of one row.
+    OneRow,
+    /// The weight of a batch in running statistics is not within 0 and 1.
+    Momentum {
+        /// The value that came.
+        got: f64,
+    },
     /// The layer normalizes over no element at all.
     Empty {
         /// The normalized shape of the layer.
@@ -159,6 +166,10 @@ impl fmt::Display for Error {
                 "`gain` must be at least {least} or at most -{least} for x̂ to be found from y, but is {got} at feature \
                  {feature}: keep x, or x̂, in the place of y"
             ),
+            Self::OneRow => f.write_str(
+                "`x` must have at least 2 rows, because the unbiased variance divides by rows − 1, but has 1",
+            ),
+            Self::Momentum { got } => write!(f, "`momentum` must be between 0 and 1, but is {got}"),
             Self::Empty { normalized } => write!(
                 f,
                 "a layer of normalized shape {normalized:?} has no element to take a mean of: every axis must be at least 1"

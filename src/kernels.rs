@@ -14,6 +14,8 @@
 //! | [`weights`] | dv and dgain of weight normalization |
 //! | [`residual`] | a sum before `normalize` and `backward` |
 //! | [`elementwise`] | what is done to elements one by one |
+//! | [`batch`] | statistics of columns, and y and dx from them |
+//! | [`column`] | the same for columns whose squares overflow or underflow |
 //! | `activations` | e^x, sigmoid and tanh (feature `rnn`) |
 //! | `rnn`, `lstm`, `gru` | a step of each recurrent cell, from its products on, and back (feature `rnn`) |
 //!
@@ -29,7 +31,9 @@ use crate::number::Number;
 #[cfg(feature = "rnn")]
 pub(crate) mod activations;
 pub(crate) mod backward;
+pub(crate) mod batch;
 pub(crate) mod blocks;
+pub(crate) mod column;
 pub(crate) mod columns;
 pub(crate) mod elementwise;
 #[cfg(feature = "rnn")]
@@ -49,6 +53,7 @@ pub(crate) mod second_order;
 pub(crate) mod short;
 pub(crate) mod weights;
 
+use batch::{Back, Block, Count, KeptColumns, SavedColumns, Sums};
 use moments::{Moments, Spread};
 use normalize::{Layer, SavedRows};
 use passes::{Coefficients, Columns, KeptRows, Row};
@@ -203,6 +208,52 @@ pub trait Kernels: Number {
 
     /// [`elementwise::scale_rows`]
     fn scale_rows(level: Level, factors: &[Self], rows: &mut [Self]);
+
+    /// [`batch::sample`]
+    fn batch_sample(level: Level, rows: &[&[Self]], near: &mut [Self]);
+
+    /// [`batch::sums`]
+    fn batch_sums(
+        level: Level,
+        streams: bool,
+        about: &[Self],
+        x: Block<'_, Self>,
+        dy: Option<Block<'_, Self>>,
+        sums: &mut Sums<'_, Self>,
+    );
+
+    /// [`batch::end`]
+    fn batch_end(level: Level, chain: &mut [Self], block: &mut [Self::Wide]);
+
+    /// [`batch::finish`]
+    fn batch_finish(
+        level: Level,
+        spread: Spread,
+        count: Count,
+        totals: &[Self::Wide],
+        saved: &mut SavedColumns<'_, Self>,
+    ) -> bool;
+
+    /// [`batch::coefficients`]
+    fn batch_coefficients(
+        level: Level,
+        count: Count,
+        kept: KeptColumns<'_, Self>,
+        totals: &mut [Self::Wide],
+        k: &mut [Self],
+        m: &mut [Self],
+    );
+
+    /// [`batch::write`]
+    fn batch_write(
+        level: Level,
+        streams: bool,
+        layer: &Layer<'_, Self>,
+        kept: KeptColumns<'_, Self>,
+        x: Block<'_, Self>,
+        back: Option<Back<'_, Self>>,
+        out: &mut [&mut [Self]],
+    );
 
     /// [`matmul::multiply`]
     #[cfg(feature = "rnn")]
@@ -409,6 +460,58 @@ macro_rules! compile {
 
             fn scale_rows(level: Level, factors: &[Self], rows: &mut [Self]) {
                 dispatch!(level, simd => elementwise::scale_rows(simd, factors, rows));
+            }
+
+            fn batch_sample(level: Level, rows: &[&[Self]], near: &mut [Self]) {
+                dispatch!(level, simd => batch::sample(simd, rows, near));
+            }
+
+            fn batch_sums(
+                level: Level,
+                streams: bool,
+                about: &[Self],
+                x: Block<'_, Self>,
+                dy: Option<Block<'_, Self>>,
+                sums: &mut Sums<'_, Self>,
+            ) {
+                dispatch!(level, simd => batch::sums(simd, streams, about, x, dy, sums));
+            }
+
+            fn batch_end(level: Level, chain: &mut [Self], block: &mut [<Self as Number>::Wide]) {
+                dispatch!(level, simd => batch::end(simd, chain, block));
+            }
+
+            fn batch_finish(
+                level: Level,
+                spread: Spread,
+                count: Count,
+                totals: &[<Self as Number>::Wide],
+                saved: &mut SavedColumns<'_, Self>,
+            ) -> bool {
+                dispatch!(level, simd => batch::finish(simd, spread, count, totals, saved))
+            }
+
+            fn batch_coefficients(
+                level: Level,
+                count: Count,
+                kept: KeptColumns<'_, Self>,
+                totals: &mut [<Self as Number>::Wide],
+                k: &mut [Self],
+                m: &mut [Self],
+            ) {
+                dispatch!(level, simd => batch::coefficients(simd, count, kept, totals, k, m));
+            }
+
+            fn batch_write(
+                level: Level,
+                streams: bool,
+                layer: &Layer<'_, Self>,
+                kept: KeptColumns<'_, Self>,
+                x: Block<'_, Self>,
+                back: Option<Back<'_, Self>>,
+                out: &mut [&mut [Self]],
+            ) {
+                dispatch!(level, simd => batch::write(simd, streams, layer, kept, x, back, out));
             }
 
             #[cfg(feature = "rnn")]

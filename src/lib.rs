@@ -3,6 +3,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod arrays;
+mod batch;
 mod element;
 mod error;
 mod kernels;
@@ -26,7 +27,7 @@ pub mod rnn;
 pub use element::Element;
 pub use error::{Error, Result};
 pub use ndarray;
-pub use norm::{LayerNorm, RmsNorm, RmsSaved, Saved, WeightNorm, WeightSaved};
+pub use norm::{BatchNorm, BatchSaved, LayerNorm, RmsNorm, RmsSaved, Running, Saved, WeightNorm, WeightSaved};
 pub use params::{Affine, Parameters};
 #[cfg(feature = "rnn")]
 pub use rnn::{Gru, Lstm, Recurrent, Rnn};

@@ -92,8 +92,8 @@ pub struct Scratch<T: Number> {
     pub elements: Vec<T>,
     /// Column sums of many rows.
     pub wide: Vec<T::Wide>,
-    /// 1 + γ of a layer with a zero-centred gain.
-    pub gain: Vec<T>,
+    /// What a call knows while its tasks use the others.
+    pub beside: Vec<T>,
 }
 
 /// A number with more digits than an element: `f64` for `f32`, [`Pair`] for `f64`.

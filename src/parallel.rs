@@ -146,11 +146,11 @@ pub(crate) fn lend_wide<T: Number, R>(len: usize, f: impl FnOnce(&mut [T::Wide])
     result
 }
 
-/// Lends `f` a buffer of `len` elements beside that of [`lend`], whatever is in them.
-pub(crate) fn lend_gain<T: Number, R>(len: usize, f: impl FnOnce(&mut [T]) -> R) -> R {
-    let mut buffer = T::with_scratch(|scratch| std::mem::take(&mut scratch.gain));
+/// Lends `f` a second buffer of `len` elements, whatever is in them: tasks that run meanwhile have [`lend`]'s.
+pub(crate) fn lend_beside<T: Number, R>(len: usize, f: impl FnOnce(&mut [T]) -> R) -> R {
+    let mut buffer = T::with_scratch(|scratch| std::mem::take(&mut scratch.beside));
     let result = f(grown(&mut buffer, len));
-    T::with_scratch(|scratch| scratch.gain = buffer);
+    T::with_scratch(|scratch| scratch.beside = buffer);
     result
 }
 

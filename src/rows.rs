@@ -317,7 +317,7 @@ pub(crate) fn forward_weights<T: Element, D: Dimension>(
 ) {
     let &Call { level, layer, trailing } = call;
     let (v, mut w) = (Input::new(v, trailing), Output::new(w, trailing));
-    parallel::lend_gain(gain.len(), |factors: &mut [T]| {
+    parallel::lend_beside(gain.len(), |factors: &mut [T]| {
         let root = (layer.features as f64).sqrt();
         for (factor, &gain) in factors.iter_mut().zip(gain) {
             *factor = T::from_f64(gain.into() / root);

@@ -120,15 +120,15 @@ impl Case {
     }
 }
 
-fn near(name: &str, row: usize, got: &[f64], right: &[f64]) {
+pub(crate) fn near(name: &str, line: usize, got: &[f64], right: &[f64]) {
     let largest = right.iter().fold(0.0, |largest: f64, x| largest.max(x.abs()));
     for (i, (got, right)) in got.iter().zip(right).enumerate() {
-        assert!((got - right).abs() <= 1e-6 * largest, "{name}[{row}, {i}]: got {got}, right is {right}");
+        assert!((got - right).abs() <= 1e-6 * largest, "{name}[{line}, {i}]: got {got}, right is {right}");
     }
 }
 
 /// Has each thread of the pool do its part of a loop, as far as there are two.
-fn halves(a: &[f32], b: &[f32], out: &mut [f32], f: impl Fn(&[f32], &[f32], &mut [f32]) + Sync) {
+pub(crate) fn halves(a: &[f32], b: &[f32], out: &mut [f32], f: impl Fn(&[f32], &[f32], &mut [f32]) + Sync) {
     if rayon::current_num_threads() == 1 {
         return f(a, b, out);
     }
@@ -138,7 +138,7 @@ fn halves(a: &[f32], b: &[f32], out: &mut [f32], f: impl Fn(&[f32], &[f32], &mut
 }
 
 #[simd]
-fn vector_copy<S: Simd>(simd: S, x: &[f32], y: &mut [f32]) {
+pub(crate) fn vector_copy<S: Simd>(simd: S, x: &[f32], y: &mut [f32]) {
     let (x, x_rest) = x.as_chunks();
     let (y, y_rest) = y.as_chunks_mut();
     for (x, y) in x.iter().zip(y) {
@@ -148,7 +148,7 @@ fn vector_copy<S: Simd>(simd: S, x: &[f32], y: &mut [f32]) {
 }
 
 #[simd]
-fn stream<S: Simd>(simd: S, x: &[f32], dy: &[f32], dx: &mut [f32]) {
+pub(crate) fn stream<S: Simd>(simd: S, x: &[f32], dy: &[f32], dx: &mut [f32]) {
     let ((x, x_rest), (dy, dy_rest)) = (x.as_chunks(), dy.as_chunks());
     let (dx, dx_rest) = dx.as_chunks_mut();
     for ((x, dy), dx) in x.iter().zip(dy).zip(dx) {

@@ -27,6 +27,7 @@ pub(crate) fn rows_per_block(rows: usize, features: usize) -> usize {
 }
 
 /// Adds a chain to its block, and starts the next one.
+#[inline(always)]
 pub(crate) fn end_chain<T: Number>(chain: &mut [T], block: &mut [T::Wide]) {
     for (sum, term) in block.iter_mut().zip(chain) {
         *sum = sum.add((*term).into());

@@ -73,6 +73,12 @@ impl Spread {
         Self { centred: false, ..Self::about_mean(eps) }
     }
 
+    /// Whether no square of a row with this variance can have overflowed or underflowed.
+    #[inline(always)]
+    pub(crate) fn holds(&self, variance: f64) -> bool {
+        (variance >= self.lowest) & (variance <= self.highest)
+    }
+
     /// ε of a row that was multiplied by 2^-`exponent`.
     pub(crate) fn rescaled(self, exponent: i32) -> Self {
         let eps = times_power_of_two(times_power_of_two(self.eps, -exponent), -exponent);
@@ -82,7 +88,7 @@ impl Spread {
 
 /// 1/√x, or 0 where that is 1/0.
 #[inline(always)]
-fn rstd(x: f64) -> f64 {
+pub(crate) fn rstd(x: f64) -> f64 {
     if x == 0.0 { 0.0 } else { 1.0 / x.sqrt() }
 }
 
@@ -160,7 +166,7 @@ impl<T: Number> Moments<T> {
         let variance = self.squares.value() / self.count;
         let rstd = 1.0 / (variance + spread.eps).sqrt();
         let (mean, low) = T::split(self.mean);
-        let safe = self.near & (variance >= spread.lowest) & (variance <= spread.highest);
+        let safe = self.near & spread.holds(variance);
         Statistics { mean, low, rstd: T::from_f64(rstd), safe }
     }
 }

@@ -38,9 +38,9 @@ impl<T: Number> Rescaled<T> {
 }
 
 /// The largest |x|, or nothing if an element is infinite or NaN.
-fn largest<T: Number>(row: &[T]) -> Option<T> {
+pub(crate) fn largest<T: Number>(row: impl Iterator<Item = T>) -> Option<T> {
     let mut largest = T::zero();
-    for &x in row {
+    for x in row {
         if !x.is_finite() {
             return None;
         }
@@ -55,6 +55,12 @@ fn floor_log2(x: impl Float) -> i32 {
     i32::from(exponent) + mantissa.ilog2() as i32
 }
 
+/// e of what has this largest |x|, which is not 0.
+pub(crate) fn exponent_of<T: Number>(largest: T, spread: Spread) -> i32 {
+    let exponent = floor_log2(largest);
+    if spread.eps == 0.0 { exponent } else { exponent.max(floor_log2(spread.eps) / 2) }
+}
+
 /// Fills `out` with `x` · 2^-`exponent`.
 pub(crate) fn rescale<T: Number>(x: &[T], exponent: i32, out: &mut [T]) {
     for (out, &x) in out.iter_mut().zip(x) {
@@ -66,7 +72,7 @@ pub(crate) fn rescale<T: Number>(x: &[T], exponent: i32, out: &mut [T]) {
 #[simd]
 #[cold]
 pub(crate) fn rescued<S: Simd, T: Number>(simd: S, row: &[T], spread: Spread) -> Rescaled<T> {
-    let Some(largest) = largest(row) else {
+    let Some(largest) = largest(row.iter().copied()) else {
         let nan = T::nan();
         return Rescaled { exponent: 0, statistics: Statistics { mean: nan, low: nan, rstd: nan, safe: true } };
     };
@@ -74,9 +80,7 @@ pub(crate) fn rescued<S: Simd, T: Number>(simd: S, row: &[T], spread: Spread) ->
         // In its own units: in others ε would leave the range of numbers.
         return Rescaled { exponent: 0, statistics: Statistics::constant(row[0], spread) };
     }
-    let exponent = floor_log2(largest);
-    let exponent = if spread.eps == 0.0 { exponent } else { exponent.max(floor_log2(spread.eps) / 2) };
-    rescued_at(simd, row, spread, exponent)
+    rescued_at(simd, row, spread, exponent_of(largest, spread))
 }
 
 /// The statistics of a row whose exponent is known.

@@ -23,7 +23,7 @@ pub(crate) struct RowNorm<T> {
     /// The gain is 1 + what the parameter holds.
     pub(crate) zero_centred: bool,
     spread: fn(T) -> Spread,
-    level: Level,
+    pub(crate) level: Level,
 }
 
 impl<T: Element> RowNorm<T> {
@@ -148,7 +148,7 @@ impl<T: Element> RowNorm<T> {
         };
         match gain.filter(|_| self.zero_centred) {
             None => with_gain(gain),
-            Some(centred) => parallel::lend_gain(features, |gain: &mut [T]| {
+            Some(centred) => parallel::lend_beside(features, |gain: &mut [T]| {
                 gain.iter_mut().zip(centred).for_each(|(gain, &centred)| *gain = T::one() + centred);
                 with_gain(Some(gain));
             }),
@@ -162,7 +162,7 @@ pub(crate) fn slice<T: Element>(parameter: &Option<ArrayD<T>>) -> Option<&[T]> {
     parameter.as_ref().map(|parameter| parameter.as_slice().expect(STANDARD))
 }
 
-fn slice_mut<T: Element>(parameter: &mut Option<ArrayD<T>>) -> Option<&mut [T]> {
+pub(crate) fn slice_mut<T: Element>(parameter: &mut Option<ArrayD<T>>) -> Option<&mut [T]> {
     parameter.as_mut().map(|parameter| parameter.as_slice_mut().expect(STANDARD))
 }
 
@@ -193,7 +193,7 @@ pub struct Saved<T> {
 }
 
 /// A shape that no call has: a row has at least one element.
-const NO_CALL: [usize; 1] = [0];
+pub(crate) const NO_CALL: [usize; 1] = [0];
 
 impl<T> Default for Saved<T> {
     /// Belongs to no call yet: for the first [`forward_into`](crate::LayerNorm::forward_into).

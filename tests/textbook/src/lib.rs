@@ -16,12 +16,14 @@
 //! leaves x̂ as it was. A row that holds an infinity or NaN gives NaN.
 
 mod activations;
+mod batch;
 mod double;
 mod pattern;
 pub mod recurrent;
 mod rms;
 
 pub use activations::{exp, sigmoid, tanh};
+pub use batch::{Feature, batch_backward, batch_forward};
 pub use double::Double;
 pub use pattern::{pattern, prime_pattern};
 pub use rms::{RmsRow, rms_backward, rms_forward};

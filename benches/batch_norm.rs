@@ -1,0 +1,187 @@
+//! `cargo bench --bench batch_norm`: batch normalization beside a copy of its array and loops with its own traffic.
+//!
+//! Every case is checked against the oracle before it is timed. Reports with curves: target/criterion/report. With
+//! `-- --ratios` calls take turns instead, and their ratios are printed.
+
+#[allow(dead_code, reason = "layer normalization has cases of its own there")]
+mod common;
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use common::{halves, near, on_threads, stream, vector_copy};
+use criterion::{BenchmarkId, Criterion, Throughput};
+use fearless_simd::{Level, Simd, dispatch, f32x16, prelude::*};
+use fearless_simd_macros::simd;
+use layernorm::{Affine, BatchNorm, BatchSaved};
+use ndarray::{Array1, Array2, ArrayView1};
+
+/// `rows × features`: in the caches, tall, wide.
+const SHAPES: [(usize, usize); 8] =
+    [(64, 512), (128, 1000), (8192, 768), (8192, 1024), (2048, 4096), (16, 65536), (65536, 64), (32768, 256)];
+
+/// Everything a call needs.
+struct Case {
+    norm: BatchNorm<f32>,
+    x: Array2<f32>,
+    dy: Array2<f32>,
+    y: Array2<f32>,
+    dx: Array2<f32>,
+    saved: BatchSaved<f32>,
+    grad: Affine<f32>,
+}
+
+impl Case {
+    fn new(rows: usize, features: usize) -> Self {
+        let random = |seed, len| Array1::from_iter(textbook::pattern(len, seed).into_iter().map(|x| x as f32));
+        let matrix = |seed| random(seed, rows * features).into_shape_with_order((rows, features)).expect("as many");
+        let norm = BatchNorm::new(features).with_gain(random(1, features) + 1.0).expect("as many");
+        let norm = norm.with_bias(random(2, features)).expect("as many");
+        let (x, dy) = (matrix(3), matrix(4));
+        let (y, saved) = norm.forward(&x).expect("the shapes fit");
+        let (dx, grad) = (Array2::zeros(x.raw_dim()), norm.zero_grad());
+        Self { norm, x, dy, y, dx, saved, grad }
+    }
+
+    fn forward(&mut self) {
+        self.norm.forward_into(&self.x, &mut self.y, &mut self.saved).expect("the shapes fit");
+    }
+
+    fn backward(&mut self) {
+        let Self { norm, x, dy, dx, saved, grad, .. } = self;
+        norm.backward_into(x, saved, dy, dx, grad).expect("the shapes fit");
+    }
+
+    /// x read, y written.
+    fn copy(&mut self) {
+        let (x, y) = (self.x.as_slice().expect("standard"), self.y.as_slice_mut().expect("standard"));
+        halves(x, x, y, |x, _, y| dispatch!(Level::new(), simd => vector_copy(simd, x, y)));
+    }
+
+    /// The least that two passes of forward can cost: x read, then x read and y written.
+    fn twice(&mut self) {
+        let (x, y) = (self.x.as_slice().expect("standard"), self.y.as_slice_mut().expect("standard"));
+        halves(x, x, y, |x, _, _| dispatch!(Level::new(), simd => read(simd, x, x)));
+        self.copy();
+    }
+
+    /// The least that two passes of backward can cost: x and dy read, then both read and dx written.
+    fn twice_both(&mut self) {
+        let (x, dy) = (self.x.as_slice().expect("standard"), self.dy.as_slice().expect("standard"));
+        let dx = self.dx.as_slice_mut().expect("standard");
+        halves(x, dy, dx, |x, dy, _| dispatch!(Level::new(), simd => read(simd, x, dy)));
+        halves(x, dy, dx, |x, dy, dx| dispatch!(Level::new(), simd => stream(simd, x, dy, dx)));
+    }
+
+    /// Panics unless the first and the last column of y and dx are those of the oracle: no time without a right result.
+    fn check(&mut self) {
+        self.forward();
+        self.backward();
+        let wide = |column: ArrayView1<'_, f32>| column.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
+        let eps = f64::from(self.norm.eps());
+        for column in [0, self.x.ncols() - 1] {
+            let of = |parameter: Option<ndarray::ArrayViewD<'_, f32>>| f64::from(parameter.expect("has one")[column]);
+            let (gain, bias) = (of(self.norm.gain()), of(self.norm.bias()));
+            let (x, dy) = (wide(self.x.column(column)), wide(self.dy.column(column)));
+            near("y", column, &wide(self.y.column(column)), &textbook::batch_forward(&x, gain, bias, eps, false).y);
+            let (dx, ..) = textbook::batch_backward(&x, gain, eps, false, &dy);
+            near("dx", column, &wide(self.dx.column(column)), &dx);
+        }
+    }
+}
+
+/// Reads two arrays.
+#[simd]
+fn read<S: Simd>(simd: S, x: &[f32], dy: &[f32]) {
+    let (x, dy) = (x.as_chunks::<16>().0.as_chunks::<4>().0, dy.as_chunks::<16>().0.as_chunks::<4>().0);
+    let mut sums = [f32x16::splat(simd, 0.0); 4];
+    for (x, dy) in x.iter().zip(dy) {
+        for i in 0..4 {
+            sums[i] += f32x16::load_array_ref(simd, &x[i]) + f32x16::load_array_ref(simd, &dy[i]);
+        }
+    }
+    black_box((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
+
+type Call = fn(&mut Case);
+
+/// What is timed, and the arrays of x's size that it reads or writes.
+const CALLS: [(&str, Call, usize); 5] = [
+    ("copy", Case::copy, 2),
+    ("forward", Case::forward, 3),
+    ("twice", Case::twice, 3),
+    ("backward", Case::backward, 5),
+    ("twice both", Case::twice_both, 5),
+];
+
+/// The median seconds of each call, which take turns.
+fn medians(case: &mut Case) -> [f64; CALLS.len()] {
+    const TURNS: usize = 25;
+    let repeats = CALLS.map(|(_, call, _)| {
+        call(case);
+        let start = Instant::now();
+        call(case);
+        (Duration::from_millis(2).as_nanos() / start.elapsed().as_nanos().max(1)).clamp(1, 100_000) as u32
+    });
+    let mut samples = [[0.0; TURNS]; CALLS.len()];
+    for turn in 0..TURNS {
+        for (((_, call, _), repeats), samples) in CALLS.iter().zip(repeats).zip(&mut samples) {
+            let start = Instant::now();
+            for _ in 0..repeats {
+                call(black_box(case));
+            }
+            samples[turn] = start.elapsed().as_secs_f64() / f64::from(repeats);
+        }
+    }
+    samples.map(|mut samples| {
+        samples.sort_by(f64::total_cmp);
+        samples[TURNS / 2]
+    })
+}
+
+fn print_ratios() {
+    println!("| rows × features | threads | copy µs | forward × copy | × twice | backward × copy | × twice |");
+    println!("|---|---|---|---|---|---|---|");
+    for (rows, features) in SHAPES {
+        let mut case = Case::new(rows, features);
+        case.check();
+        for threads in [1, 2] {
+            let [copy, forward, twice, backward, twice_both] = on_threads(threads, || medians(&mut case));
+            println!(
+                "| {rows} × {features} | {threads} | {:.2} | {:.2} | **{:.2}** | {:.2} | **{:.2}** |",
+                copy * 1e6,
+                forward / copy,
+                forward / twice,
+                backward / copy,
+                backward / twice_both,
+            );
+        }
+    }
+}
+
+fn batch_norm(criterion: &mut Criterion) {
+    for (rows, features) in SHAPES {
+        let mut case = Case::new(rows, features);
+        case.check();
+        for threads in [1, 2] {
+            let mut group = criterion.benchmark_group(format!("batch norm {rows}x{features}/{threads} threads"));
+            for (name, call, arrays) in CALLS {
+                group.throughput(Throughput::Bytes((arrays * rows * features * size_of::<f32>()) as u64));
+                group.bench_function(BenchmarkId::from_parameter(name), |bencher| {
+                    on_threads(threads, || bencher.iter(|| call(&mut case)));
+                });
+            }
+            group.finish();
+        }
+    }
+}
+
+fn main() {
+    if std::env::args().any(|argument| argument == "--ratios") {
+        return print_ratios();
+    }
+    let criterion = Criterion::default().sample_size(10).warm_up_time(Duration::from_millis(200));
+    let mut criterion = criterion.measurement_time(Duration::from_millis(600)).configure_from_args();
+    batch_norm(&mut criterion);
+    criterion.final_summary();
+}

@@ -1,0 +1,398 @@
+//! The norm that the paper compares with.
+
+use ndarray::{Array, ArrayRef, ArrayViewD, ArrayViewMutD, Dimension, IntoDimension};
+
+use crate::batch::{self, call::Call};
+use crate::element::Element;
+use crate::error::{Error, Result};
+use crate::kernels::batch::SavedColumns;
+use crate::kernels::columns::Gradient;
+use crate::kernels::moments::Spread;
+use crate::kernels::normalize::Layer;
+use crate::norm::row_norm::{NO_CALL, RowNorm, check_shape, slice, slice_mut};
+use crate::norm::running::{BatchSaved, Running};
+use crate::params::{Affine, Parameters};
+
+/// Batch normalization: each feature over the rows of a batch.
+///
+/// A feature x₁ … x_N of the N rows of a batch becomes
+///
+/// ```text
+/// y = gain · (x − μ) · r + bias      μ = Σxᵢ/N      r = 1/√(σ² + ε)      σ² = Σ(xᵢ − μ)²/N
+/// ```
+///
+/// so what a row gives depends on the rows beside it. To evaluate single rows, [`Running`] statistics of earlier batches
+/// take the place of μ and σ²: [`forward`](Self::forward) trains, [`infer`](Self::infer) evaluates, and neither is the
+/// other in disguise.
+///
+/// Source: Ba, Kiros, Hinton, *Layer Normalization*, arXiv:1607.06450, eq. 2, after Ioffe, Szegedy, *Batch
+/// Normalization*, arXiv:1502.03167. ε is not in the paper's equation; it keeps a constant feature finite, and may be 0.
+///
+/// # Shapes
+///
+/// The features are the trailing axes that the layer was made for (the normalized shape); all axes of x in front of them
+/// are rows, and x may have any strides. So images `[batch, height, width, channels]` are normalized by
+/// `BatchNorm::new(channels)`, and others by a permuted view of them. Gain and bias have the normalized shape.
+///
+/// # Bits
+///
+/// A batch gives the same bits in any memory layout, on any number of threads and on every instruction set. So do the
+/// gradients of gain and bias. What a feature gives does not depend on the other features: a NaN or infinity makes its
+/// own feature NaN and no other. A constant feature gives exactly the bias, also with ε = 0.
+///
+/// # Example
+///
+/// ```
+/// use layernorm::{BatchNorm, ndarray::array};
+///
+/// let norm = BatchNorm::<f32>::new(2).with_eps(0.0)?;
+/// let mut running = norm.running();
+/// let x = array![[1.0, 10.0], [3.0, 10.0]];
+/// let (y, saved) = norm.forward(&x)?;
+/// assert_eq!(y, array![[-1.0, 0.0], [1.0, 0.0]]);
+///
+/// let mut grad = norm.zero_grad();
+/// let dx = norm.backward(&x, &saved, &y, &mut grad)?;
+/// assert_eq!(dx.shape(), x.shape());
+/// assert_eq!(grad.gain().unwrap()[0], 2.0);
+///
+/// running.update(&saved, 0.1)?;
+/// let y = norm.infer(&array![[0.2, 1.0]], &running)?;
+/// assert_eq!(y[[0, 0]], 0.0);
+/// # Ok::<(), layernorm::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct BatchNorm<T> {
+    inner: RowNorm<T>,
+    unbiased: bool,
+}
+
+impl<T: Element> BatchNorm<T> {
+    /// A layer over features of this shape, gain 1 and bias 0, ε = 1e-5, biased variance.
+    pub fn new(features: impl IntoDimension) -> Self {
+        Self { inner: RowNorm::new(features, Spread::about_mean), unbiased: false }
+    }
+
+    /// With another ε, which is added to σ² inside the root.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Eps`] if it is negative, infinite or NaN. 0 is allowed: a constant feature then still gives the bias, and
+    /// dx = 0.
+    pub fn with_eps(mut self, eps: T) -> Result<Self> {
+        self.inner.set_eps(eps)?;
+        Ok(self)
+    }
+
+    /// With this gain.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Shape`] unless it has the normalized shape.
+    pub fn with_gain<D: Dimension>(mut self, gain: Array<T, D>) -> Result<Self> {
+        self.inner.affine.gain = Some(self.inner.parameter("gain", gain)?);
+        Ok(self)
+    }
+
+    /// With this bias.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Shape`] unless it has the normalized shape.
+    pub fn with_bias<D: Dimension>(mut self, bias: Array<T, D>) -> Result<Self> {
+        self.inner.affine.bias = Some(self.inner.parameter("bias", bias)?);
+        Ok(self)
+    }
+
+    /// Without gain: as with a gain of 1 that is not learned.
+    pub fn without_gain(mut self) -> Self {
+        self.inner.affine.gain = None;
+        self
+    }
+
+    /// Without bias: as with a bias of 0 that is not learned.
+    pub fn without_bias(mut self) -> Self {
+        self.inner.affine.bias = None;
+        self
+    }
+
+    /// With σ² = Σ(xᵢ − μ)²/(N − 1), as the paper's runs with 4 rows a batch; both for y and for what
+    /// [`Running::update`] takes from a batch.
+    pub fn with_unbiased_variance(mut self) -> Self {
+        self.unbiased = true;
+        self
+    }
+
+    /// The gain; `None` in a layer without.
+    pub fn gain(&self) -> Option<ArrayViewD<'_, T>> {
+        self.inner.affine.gain()
+    }
+
+    /// The gain, to be changed.
+    pub fn gain_mut(&mut self) -> Option<ArrayViewMutD<'_, T>> {
+        self.inner.affine.gain_mut()
+    }
+
+    /// The bias; `None` in a layer without.
+    pub fn bias(&self) -> Option<ArrayViewD<'_, T>> {
+        self.inner.affine.bias()
+    }
+
+    /// The bias, to be changed.
+    pub fn bias_mut(&mut self) -> Option<ArrayViewMutD<'_, T>> {
+        self.inner.affine.bias_mut()
+    }
+
+    /// ε
+    pub fn eps(&self) -> T {
+        self.inner.eps
+    }
+
+    /// The normalized shape.
+    pub fn shape(&self) -> &[usize] {
+        &self.inner.shape
+    }
+
+    /// Gradients for [`backward`](Self::backward) to add to, all 0.
+    pub fn zero_grad(&self) -> Affine<T> {
+        self.inner.affine.zeros_like()
+    }
+
+    /// Running statistics for [`infer`](Self::infer): mean 0 and variance 1, as of no batch yet.
+    pub fn running(&self) -> Running<T> {
+        Running::new(&self.inner.shape)
+    }
+
+    /// Runs this layer on a lower instruction set, by its name; for tests of the bit contract.
+    #[doc(hidden)]
+    pub fn with_instruction_set(mut self, name: &str) -> Option<Self> {
+        self.inner.set_instruction_set(name)?;
+        Some(self)
+    }
+
+    /// Training: y by the statistics of this batch, and what [`backward`](Self::backward) and [`Running::update`] need
+    /// of them.
+    ///
+    /// # Shapes
+    ///
+    /// - `x` and the returned `y`: `[rows.., normalized shape]`; y is in standard layout
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Trailing`] unless the trailing axes of `x` are the normalized shape, [`Error::Empty`] if that has no
+    /// element, [`Error::OneRow`] if the variance is unbiased and `x` has one row: 0/0. No rows is not an error. One row
+    /// and a biased variance give the bias.
+    ///
+    /// # Cost
+    ///
+    /// Reads `x` twice (from a cache the second time, if there are at most 64 rows) and writes `y` once.
+    pub fn forward<D: Dimension>(&self, x: &ArrayRef<T, D>) -> Result<(Array<T, D>, BatchSaved<T>)> {
+        let (mut y, mut saved) = (Array::zeros(x.raw_dim()), BatchSaved::default());
+        self.forward_into(x, &mut y, &mut saved)?;
+        Ok((y, saved))
+    }
+
+    /// [`forward`](Self::forward) into memory of the caller.
+    ///
+    /// # Shapes
+    ///
+    /// - `x`, `y`: `[rows.., normalized shape]`, any strides; `y` is overwritten
+    /// - `saved`: from [`BatchSaved::default`] or an earlier call, whatever its shape; it is overwritten
+    ///
+    /// # Errors
+    ///
+    /// As [`forward`](Self::forward), and [`Error::Shape`] unless `y` has the shape of `x`. Nothing is written then.
+    ///
+    /// # Cost
+    ///
+    /// Allocates nothing once `saved` and this thread's buffers have grown to the shape of `x`.
+    pub fn forward_into<D: Dimension>(
+        &self,
+        x: &ArrayRef<T, D>,
+        y: &mut ArrayRef<T, D>,
+        saved: &mut BatchSaved<T>,
+    ) -> Result<()> {
+        let call = self.call(x.shape())?;
+        check_shape("y", x.shape(), y.shape())?;
+        self.check_rows(&call)?;
+        saved.fit(x.shape(), &self.inner.shape);
+        if !x.is_empty() {
+            let BatchSaved { mean, low, variance, rstd, exponent, .. } = saved;
+            let saved = SavedColumns { mean, low, variance, rstd, exponent };
+            batch::forward(&call, x.view(), y.view_mut(), saved);
+        }
+        Ok(())
+    }
+
+    /// Evaluation: y by the statistics of earlier batches. Every row gives what it gives alone.
+    ///
+    /// # Shapes
+    ///
+    /// - `x` and the returned `y`: `[rows.., normalized shape]`; y is in standard layout
+    /// - `running`: of a layer of this normalized shape
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Trailing`] and [`Error::Empty`] as [`forward`](Self::forward); [`Error::Shape`] unless `running` has the
+    /// normalized shape.
+    pub fn infer<D: Dimension>(&self, x: &ArrayRef<T, D>, running: &Running<T>) -> Result<Array<T, D>> {
+        let mut y = Array::zeros(x.raw_dim());
+        self.infer_into(x, running, &mut y)?;
+        Ok(y)
+    }
+
+    /// [`infer`](Self::infer) into memory of the caller.
+    ///
+    /// # Shapes
+    ///
+    /// - `x`, `y`: `[rows.., normalized shape]`, any strides; `y` is overwritten
+    ///
+    /// # Errors
+    ///
+    /// As [`infer`](Self::infer), and [`Error::Shape`] unless `y` has the shape of `x`. Nothing is written then.
+    pub fn infer_into<D: Dimension>(
+        &self,
+        x: &ArrayRef<T, D>,
+        running: &Running<T>,
+        y: &mut ArrayRef<T, D>,
+    ) -> Result<()> {
+        let call = self.call(x.shape())?;
+        check_shape("y", x.shape(), y.shape())?;
+        let (mean, variance) = self.of_running(running)?;
+        if !x.is_empty() {
+            batch::infer(&call, mean, variance, x.view(), y.view_mut());
+        }
+        Ok(())
+    }
+
+    /// [`infer`](Self::infer) with y in place of x.
+    ///
+    /// # Shapes
+    ///
+    /// - `x`: `[rows.., normalized shape]`, any strides
+    ///
+    /// # Errors
+    ///
+    /// As [`infer`](Self::infer).
+    pub fn infer_inplace<D: Dimension>(&self, x: &mut ArrayRef<T, D>, running: &Running<T>) -> Result<()> {
+        let call = self.call(x.shape())?;
+        let (mean, variance) = self.of_running(running)?;
+        if !x.is_empty() {
+            batch::infer_inplace(&call, mean, variance, x.view_mut());
+        }
+        Ok(())
+    }
+
+    /// Gradients of the loss by x (returned) and by gain and bias (added to `grad`), through the statistics of the batch.
+    ///
+    /// With x̂ = (x − μ)·r, sums over the rows, and N − 1 for N′ where the variance is unbiased, else N,
+    ///
+    /// ```text
+    /// dx = gain · r · (dy − Σdy/N − x̂ · Σ(dy ⊙ x̂)/N′)      dgain += Σ dy ⊙ x̂      dbias += Σ dy
+    /// ```
+    ///
+    /// # Shapes
+    ///
+    /// - `x`, `dy` and the returned `dx`: `[rows.., normalized shape]`; dx is in standard layout
+    /// - `saved`: of the forward call on this `x`
+    /// - `grad`: of [`zero_grad`](Self::zero_grad); zero it before the first batch, not between
+    ///
+    /// # Errors
+    ///
+    /// As [`forward`](Self::forward); [`Error::Shape`] unless `dy` has the shape of `x`, [`Error::Saved`] or
+    /// [`Error::Shape`] unless `saved` has, [`Error::Shape`] or [`Error::Parameter`] unless `grad` has the parameters of
+    /// this layer.
+    ///
+    /// # Cost
+    ///
+    /// Reads `x` and `dy` twice (as [`forward`](Self::forward)) and writes `dx` once.
+    pub fn backward<D: Dimension>(
+        &self,
+        x: &ArrayRef<T, D>,
+        saved: &BatchSaved<T>,
+        dy: &ArrayRef<T, D>,
+        grad: &mut Affine<T>,
+    ) -> Result<Array<T, D>> {
+        let mut dx = Array::zeros(x.raw_dim());
+        self.backward_into(x, saved, dy, &mut dx, grad)?;
+        Ok(dx)
+    }
+
+    /// [`backward`](Self::backward) into memory of the caller.
+    ///
+    /// # Shapes
+    ///
+    /// - `x`, `dy`, `dx`: `[rows.., normalized shape]`, any strides; `dx` is overwritten
+    /// - `grad`: is added to
+    ///
+    /// # Errors
+    ///
+    /// As [`backward`](Self::backward), and [`Error::Shape`] unless `dx` has the shape of `x`. Nothing is written then.
+    ///
+    /// # Cost
+    ///
+    /// Allocates nothing once this thread's buffers have grown to the shape of `x`.
+    pub fn backward_into<D: Dimension>(
+        &self,
+        x: &ArrayRef<T, D>,
+        saved: &BatchSaved<T>,
+        dy: &ArrayRef<T, D>,
+        dx: &mut ArrayRef<T, D>,
+        grad: &mut Affine<T>,
+    ) -> Result<()> {
+        let call = self.call(x.shape())?;
+        if saved.shape != x.shape() {
+            let got = Some(saved.shape.clone()).filter(|shape| *shape != NO_CALL);
+            return Err(Error::Saved { argument: "x", expected: x.shape().to_vec(), got });
+        }
+        check_shape("saved", &self.inner.shape, &saved.normalized)?;
+        check_shape("dy", x.shape(), dy.shape())?;
+        check_shape("dx", x.shape(), dx.shape())?;
+        self.inner.affine.check_same(grad, "grad")?;
+        self.check_rows(&call)?;
+        if !x.is_empty() {
+            let gradient = Gradient { gain: slice_mut(&mut grad.gain), bias: slice_mut(&mut grad.bias) };
+            batch::backward(&call, saved.kept(), x.view(), dy.view(), dx.view_mut(), gradient);
+        }
+        Ok(())
+    }
+
+    fn call(&self, shape: &[usize]) -> Result<Call<'_, T>> {
+        self.inner.check_input("x", shape)?;
+        let layer = Layer {
+            features: self.inner.features(),
+            gain: slice(&self.inner.affine.gain),
+            bias: slice(&self.inner.affine.bias),
+            spread: Spread::about_mean(self.inner.eps),
+        };
+        let trailing = self.inner.shape.len();
+        let rows = shape[..shape.len() - trailing].iter().product();
+        Ok(Call { level: self.inner.level, layer, trailing, rows, unbiased: self.unbiased })
+    }
+
+    fn check_rows(&self, call: &Call<'_, T>) -> Result<()> {
+        if self.unbiased && call.rows == 1 { Err(Error::OneRow) } else { Ok(()) }
+    }
+
+    /// Mean and variance of each feature.
+    fn of_running<'a>(&self, running: &'a Running<T>) -> Result<(&'a [T], &'a [T])> {
+        check_shape("running", &self.inner.shape, running.shape())?;
+        Ok(running.slices())
+    }
+}
+
+impl<T: Element> Parameters<T> for BatchNorm<T> {
+    type Gradient = Affine<T>;
+
+    fn visit(&self, f: impl FnMut(&str, ArrayViewD<'_, T>)) {
+        self.inner.affine.visit(f);
+    }
+
+    fn visit_mut(&mut self, f: impl FnMut(&str, ArrayViewMutD<'_, T>)) {
+        self.inner.affine.visit_mut(f);
+    }
+
+    fn zip(&mut self, grad: &Affine<T>, f: impl FnMut(&str, ArrayViewMutD<'_, T>, ArrayViewD<'_, T>)) -> Result<()> {
+        self.inner.affine.zip(grad, f)
+    }
+}

@@ -1,0 +1,177 @@
+//! Statistics over many batches, held and seen by the caller.
+
+use ndarray::{ArrayD, ArrayViewD, ArrayViewMutD, IxDyn};
+
+use crate::element::Element;
+use crate::error::{Error, Result};
+use crate::kernels::batch::KeptColumns;
+use crate::norm::row_norm::{NO_CALL, check_shape};
+
+/// What [`BatchNorm::forward`](crate::BatchNorm::forward) keeps of `x` for backward: a few numbers a feature.
+///
+/// It remembers the shape of that x, and backward refuses another. It does not hold x: pass the same one again.
+#[derive(Clone, Debug)]
+pub struct BatchSaved<T> {
+    /// The shape of x.
+    pub(crate) shape: Vec<usize>,
+    /// Its trailing axes.
+    pub(crate) normalized: Vec<usize>,
+    pub(crate) mean: Vec<T>,
+    /// What rounding left behind of the mean.
+    pub(crate) low: Vec<T>,
+    pub(crate) variance: Vec<T>,
+    pub(crate) rstd: Vec<T>,
+    /// Not 0 where a column had to be rescaled.
+    pub(crate) exponent: Vec<i16>,
+}
+
+impl<T> Default for BatchSaved<T> {
+    /// Belongs to no call yet: for the first [`forward_into`](crate::BatchNorm::forward_into).
+    fn default() -> Self {
+        let [mean, low, variance, rstd] = [const { Vec::new() }; 4];
+        let (shape, normalized) = (NO_CALL.to_vec(), NO_CALL.to_vec());
+        Self { shape, normalized, mean, low, variance, rstd, exponent: Vec::new() }
+    }
+}
+
+impl<T: Element> BatchSaved<T> {
+    /// The mean of each feature over the rows, rounded to `T`; 0 of no rows.
+    ///
+    /// # Shapes
+    ///
+    /// `[normalized shape]`
+    pub fn mean(&self) -> ArrayViewD<'_, T> {
+        self.view(&self.mean)
+    }
+
+    /// σ² of each feature, biased or unbiased as the layer takes it; 0 of no rows.
+    ///
+    /// It may be infinite or 0 where a feature's scale is extreme; y and dx are right all the same.
+    ///
+    /// # Shapes
+    ///
+    /// `[normalized shape]`
+    pub fn variance(&self) -> ArrayViewD<'_, T> {
+        self.view(&self.variance)
+    }
+
+    /// 1/√(σ² + ε) of each feature; 0 for a constant feature with ε = 0, and of no rows.
+    ///
+    /// It may be infinite or subnormal where a feature's scale is extreme; y and dx are right all the same.
+    ///
+    /// # Shapes
+    ///
+    /// `[normalized shape]`
+    pub fn rstd(&self) -> ArrayViewD<'_, T> {
+        self.view(&self.rstd)
+    }
+
+    fn view<'a>(&self, numbers: &'a [T]) -> ArrayViewD<'a, T> {
+        ArrayViewD::from_shape(IxDyn(&self.normalized), numbers).expect("one number a feature")
+    }
+
+    pub(crate) fn fit(&mut self, shape: &[usize], normalized: &[usize]) {
+        for (ours, new) in [(&mut self.shape, shape), (&mut self.normalized, normalized)] {
+            ours.clear();
+            ours.extend_from_slice(new);
+        }
+        let features = normalized.iter().product();
+        for numbers in [&mut self.mean, &mut self.low, &mut self.variance, &mut self.rstd] {
+            numbers.clear();
+            numbers.resize(features, T::zero());
+        }
+        self.exponent.resize(features, 0);
+    }
+
+    pub(crate) fn kept(&self) -> KeptColumns<'_, T> {
+        KeptColumns { mean: &self.mean, low: &self.low, rstd: &self.rstd, exponent: &self.exponent }
+    }
+
+    /// Whether the call that filled it had rows.
+    fn has_rows(&self) -> bool {
+        !self.shape.contains(&0)
+    }
+}
+
+/// Mean and variance of each feature over many batches, for evaluation.
+///
+/// [`BatchNorm::running`](crate::BatchNorm::running) makes one, [`update`](Self::update) takes a batch into it, and
+/// [`BatchNorm::infer`](crate::BatchNorm::infer) normalizes by it. Nothing else reads or writes it.
+///
+/// # Example
+///
+/// ```
+/// use layernorm::{BatchNorm, ndarray::array};
+///
+/// let norm = BatchNorm::<f32>::new(1).with_unbiased_variance();
+/// let (_, saved) = norm.forward(&array![[1.0], [5.0]])?;
+/// let mut running = norm.running();
+/// running.update(&saved, 0.5)?;
+/// assert_eq!((running.mean()[0], running.variance()[0]), (1.5, 4.5));
+/// # Ok::<(), layernorm::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct Running<T> {
+    mean: ArrayD<T>,
+    variance: ArrayD<T>,
+}
+
+impl<T: Element> Running<T> {
+    /// Mean 0, variance 1.
+    pub(crate) fn new(shape: &[usize]) -> Self {
+        Self { mean: ArrayD::zeros(IxDyn(shape)), variance: ArrayD::from_elem(IxDyn(shape), T::one()) }
+    }
+
+    /// running = (1 − momentum) · running + momentum · batch, of means and of variances.
+    ///
+    /// Momentum is the weight of the new batch: 1 forgets all others. A `saved` of no rows changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Momentum`] unless it is within 0 and 1, [`Error::Shape`] unless `saved` is of a layer of this shape.
+    pub fn update(&mut self, saved: &BatchSaved<T>, momentum: T) -> Result<()> {
+        let weight: f64 = momentum.into();
+        if !(0.0..=1.0).contains(&weight) {
+            return Err(Error::Momentum { got: weight });
+        }
+        check_shape("saved", self.mean.shape(), &saved.normalized)?;
+        if saved.has_rows() {
+            for (running, batch) in [(&mut self.mean, saved.mean()), (&mut self.variance, saved.variance())] {
+                running.zip_mut_with(&batch, |running, &batch| {
+                    *running = T::from_f64((1.0 - weight) * (*running).into() + weight * batch.into());
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// The mean of each feature.
+    pub fn mean(&self) -> ArrayViewD<'_, T> {
+        self.mean.view()
+    }
+
+    /// The mean of each feature, to be changed.
+    pub fn mean_mut(&mut self) -> ArrayViewMutD<'_, T> {
+        self.mean.view_mut()
+    }
+
+    /// The variance of each feature.
+    pub fn variance(&self) -> ArrayViewD<'_, T> {
+        self.variance.view()
+    }
+
+    /// The variance of each feature, to be changed.
+    pub fn variance_mut(&mut self) -> ArrayViewMutD<'_, T> {
+        self.variance.view_mut()
+    }
+
+    pub(crate) fn shape(&self) -> &[usize] {
+        self.mean.shape()
+    }
+
+    /// Mean and variance.
+    pub(crate) fn slices(&self) -> (&[T], &[T]) {
+        let standard = "running statistics are kept in standard layout";
+        (self.mean.as_slice().expect(standard), self.variance.as_slice().expect(standard))
+    }
+}
