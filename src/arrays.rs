@@ -5,7 +5,9 @@
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use ndarray::{ArrayView, ArrayViewD, ArrayViewMut, ArrayViewMutD, Dimension};
+use ndarray::{
+    ArrayBase, ArrayView, ArrayView1, ArrayViewD, ArrayViewMut, ArrayViewMutD, Axis, Dimension, IxDyn, RawData,
+};
 
 use crate::number::Number;
 use crate::tiles::{gather, merge_leading, scatter};
@@ -51,6 +53,19 @@ impl<'a, T: Number> Input<'a, T> {
         matches!(self, Self::Strided(_))
     }
 
+    /// One element of each row.
+    pub(crate) fn column(&self, shape: RowShape, column: usize) -> ArrayViewD<'_, T> {
+        match self {
+            Self::Absent => ArrayView1::from(&[]).into_dyn(),
+            Self::Adjacent(slice) => {
+                let rows = slice.len() / shape.features;
+                let view = ArrayView::from_shape((rows, shape.features), slice).expect(WHOLE);
+                column_of(view.into_dyn(), 1, column)
+            }
+            Self::Strided(view) => column_of(view.view(), shape.trailing, column),
+        }
+    }
+
     /// All rows, if they need no tile.
     pub(crate) fn adjacent(&self) -> Option<&[T]> {
         match self {
@@ -74,6 +89,19 @@ impl<'a, T: Number> Input<'a, T> {
     }
 }
 
+/// One element of each row.
+fn column_of<S: RawData>(mut view: ArrayBase<S, IxDyn>, trailing: usize, mut column: usize) -> ArrayBase<S, IxDyn> {
+    for _ in 0..trailing {
+        let last = view.ndim() - 1;
+        let len = view.len_of(Axis(last));
+        view.index_axis_inplace(Axis(last), column % len);
+        column /= len;
+    }
+    view
+}
+
+const WHOLE: &str = "an array has whole rows";
+
 /// Rows to be written.
 #[derive(Debug)]
 pub(crate) enum Output<'a, T> {
@@ -89,6 +117,21 @@ impl<'a, T: Number> Output<'a, T> {
             let mut view = view.into_dyn();
             merge_leading(&mut view, trailing);
             Self::Strided(Mutex::new(view))
+        }
+    }
+
+    /// One element of each row.
+    pub(crate) fn column_mut(&mut self, shape: RowShape, column: usize) -> ArrayViewMutD<'_, T> {
+        match self {
+            Self::Adjacent(slice) => {
+                let rows = slice.len() / shape.features;
+                let view = ArrayViewMut::from_shape((rows, shape.features), slice).expect(WHOLE);
+                column_of(view.into_dyn(), 1, column)
+            }
+            Self::Strided(view) => {
+                let view = view.get_mut().unwrap_or_else(PoisonError::into_inner);
+                column_of(view.view_mut(), shape.trailing, column)
+            }
         }
     }
 

@@ -222,8 +222,8 @@ pub trait Kernels: Number {
         sums: &mut Sums<'_, Self>,
     );
 
-    /// [`batch::end`]
-    fn batch_end(level: Level, chain: &mut [Self], block: &mut [Self::Wide]);
+    /// [`columns::end_chain`]
+    fn end_chain(level: Level, chain: &mut [Self], block: &mut [Self::Wide]);
 
     /// [`batch::finish`]
     fn batch_finish(
@@ -477,8 +477,8 @@ macro_rules! compile {
                 dispatch!(level, simd => batch::sums(simd, streams, about, x, dy, sums));
             }
 
-            fn batch_end(level: Level, chain: &mut [Self], block: &mut [<Self as Number>::Wide]) {
-                dispatch!(level, simd => batch::end(simd, chain, block));
+            fn end_chain(level: Level, chain: &mut [Self], block: &mut [<Self as Number>::Wide]) {
+                dispatch!(level, simd => columns::end_chain(simd, chain, block));
             }
 
             fn batch_finish(

@@ -17,7 +17,7 @@ use fearless_simd::Level;
 use ndarray::{ArrayViewMut2, Axis};
 
 use crate::element::Element;
-use crate::kernels::columns::{CHAIN, Gradient, end_chain, join_block, rows_per_block};
+use crate::kernels::columns::{CHAIN, Gradient, join_block, rows_per_block};
 use crate::kernels::moments::{Moments, Statistics};
 use crate::kernels::normalize::{Layer, SavedRows};
 use crate::kernels::passes::{Coefficients, Columns, KeptRows, Row, Sums};
@@ -258,12 +258,12 @@ impl<T: Element> End<'_, T> {
     }
 
     /// Adds the sums of some columns.
-    fn add(&mut self, columns: Range<usize>, sums: &mut Columns<'_, T>) {
+    fn add(&mut self, level: Level, columns: Range<usize>, sums: &mut Columns<'_, T>) {
         match self {
             Self::Gradient(grad) => grad.part(columns).add(sums.dgain, sums.dbias),
             Self::Block { dgain, dbias } => {
-                end_chain(sums.dgain, &mut dgain[columns.clone()]);
-                end_chain(sums.dbias, &mut dbias[columns]);
+                T::end_chain(level, sums.dgain, &mut dgain[columns.clone()]);
+                T::end_chain(level, sums.dbias, &mut dbias[columns]);
             }
         }
     }
@@ -306,7 +306,7 @@ impl<T: Element> Job for Sum<'_, T> {
             dbias.fill(T::zero());
             let mut columns = Columns { dgain, dbias };
             T::tile_sums(self.level, &self.layer, self.rows, tile.clone(), self.x, self.dy, sums, &mut columns);
-            self.end.add(tile.start - self.columns.start..tile.end - self.columns.start, &mut columns);
+            self.end.add(self.level, tile.start - self.columns.start..tile.end - self.columns.start, &mut columns);
         }
     }
 }

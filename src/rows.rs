@@ -93,7 +93,7 @@ pub(crate) fn backward<T: Element, D: Dimension>(
         let Step { rows, inputs: [x, dy], outputs: [dx], mut columns, .. } = step;
         T::backward(level, layer, streams, kept.rows(rows), x, dy, dx, &mut columns);
     };
-    Sweep::new(call.shape(), rows, [&x, &dy], [dx.part()], (), &kernel).sum(grad);
+    Sweep::new(call.shape(), rows, [&x, &dy], [dx.part()], (), &kernel).sum(level, grad);
 }
 
 /// The arrays of a residual forward call.
@@ -175,14 +175,14 @@ pub(crate) fn backward_residual<T: Element, D: Dimension>(
             let from = [sum, dy, dsum, &[]];
             T::backward_residual(level, layer, streams, kept.rows(rows), from, dresidual, &mut [], &mut columns);
         };
-        return Sweep::new(call.shape(), rows, [&sum, &dy, &dsum], [dresidual.part()], (), &kernel).sum(grad);
+        return Sweep::new(call.shape(), rows, [&sum, &dy, &dsum], [dresidual.part()], (), &kernel).sum(level, grad);
     };
     let kernel = |step: Step<'_, T, _, 4, 2, 0>| {
         let Step { rows, inputs, outputs: [dresidual, dx], mut columns, .. } = step;
         T::backward_residual(level, layer, streams, kept.rows(rows), inputs, dresidual, dx, &mut columns);
     };
     let outputs = [dresidual.part(), dx.part()];
-    Sweep::new(call.shape(), rows, [&sum, &dy, &dsum, mask], outputs, (), &kernel).sum(grad);
+    Sweep::new(call.shape(), rows, [&sum, &dy, &dsum, mask], outputs, (), &kernel).sum(level, grad);
 }
 
 /// dx of all rows in place of dy; adds dgain and dbias to `grad`.
@@ -201,7 +201,7 @@ pub(crate) fn backward_inplace<T: Element, D: Dimension>(
         dy.copy_from_slice(dx);
         T::backward(level, layer, false, kept.rows(rows), x, dy, dx, &mut columns);
     };
-    Sweep::new(call.shape(), rows, [&x], [dx.part()], (), &kernel).in_place().sum(grad);
+    Sweep::new(call.shape(), rows, [&x], [dx.part()], (), &kernel).in_place().sum(level, grad);
 }
 
 /// What [`backward_from`] has in the place of x.
@@ -242,7 +242,7 @@ pub(crate) fn backward_from<T: Element, D: Dimension>(
         T::backward(level, layer, false, like, x, dy, dx, &mut columns);
         T::scale_rows(level, &kept.rstd[rows], dx);
     };
-    Sweep::new(call.shape(), rows, [&from], [dx.part()], (), &kernel).in_place().sum(grad);
+    Sweep::new(call.shape(), rows, [&from], [dx.part()], (), &kernel).in_place().sum(level, grad);
 }
 
 /// How gain and bias move; nothing where the layer has none.
@@ -304,7 +304,7 @@ pub(crate) fn double_backward<T: Element, D: Dimension>(
         let Step { rows, inputs: [x, dy, ddx], outputs: [dx, ddy], columns, .. } = step;
         T::double_backward(level, layer, kept.rows(rows), x, dy, affine.with(ddx), dx, ddy, columns.dgain);
     };
-    Sweep::new(call.shape(), rows, [&x, &dy, &ddx], [dx.part(), ddy.part()], (), &kernel).sum(grad);
+    Sweep::new(call.shape(), rows, [&x, &dy, &ddx], [dx.part(), ddy.part()], (), &kernel).sum(level, grad);
 }
 
 /// w of all rows of weights, and what backward needs of each; `call` has neither gain nor bias.

@@ -13,11 +13,13 @@
 use std::array;
 use std::ops::Range;
 
+use fearless_simd::Level;
+
 use crate::arrays::{Input, Part, RowShape};
-use crate::kernels::columns::{CHAIN, Gradient, end_chain, join_block, rows_per_block};
+use crate::element::Element;
+use crate::kernels::columns::{CHAIN, Gradient, join_block, rows_per_block};
 use crate::kernels::normalize::SavedRows;
 use crate::kernels::passes::Columns;
-use crate::number::Number;
 use crate::parallel::{self, Job};
 
 /// A few numbers a row, to be filled.
@@ -38,7 +40,7 @@ impl PerRow for () {
     fn take_first(&mut self, _rows: usize) -> Self {}
 }
 
-impl<T: Number> PerRow for &mut [T] {
+impl<T: Element> PerRow for &mut [T] {
     fn split(self, rows: usize) -> (Self, Self) {
         self.split_at_mut(rows)
     }
@@ -48,7 +50,7 @@ impl<T: Number> PerRow for &mut [T] {
     }
 }
 
-impl<T: Number> PerRow for Option<SavedRows<'_, T>> {
+impl<T: Element> PerRow for Option<SavedRows<'_, T>> {
     fn split(self, rows: usize) -> (Self, Self) {
         self.map(|saved| saved.split(rows)).unzip()
     }
@@ -73,7 +75,7 @@ pub(crate) struct Step<'a, T, N, const I: usize, const O: usize, const W: usize>
 }
 
 /// A kernel and its arrays: `I` to be read, `O` to be written, and `W` tiles to work in.
-pub(crate) struct Sweep<'a, 'v, T: Number, F, N, const I: usize, const O: usize, const W: usize> {
+pub(crate) struct Sweep<'a, 'v, T: Element, F, N, const I: usize, const O: usize, const W: usize> {
     shape: RowShape,
     rows: Range<usize>,
     inputs: [&'a Input<'v, T>; I],
@@ -87,12 +89,13 @@ pub(crate) struct Sweep<'a, 'v, T: Number, F, N, const I: usize, const O: usize,
 }
 
 /// Where the column sums go.
-enum ColumnSums<'a, T: Number> {
+enum ColumnSums<'a, T: Element> {
     None,
     /// Of the only chain.
     Gradient(Gradient<'a, T>),
     /// Those of each block of that many rows, one behind the other.
     Blocks {
+        level: Level,
         blocks: &'a mut [T::Wide],
         rows: usize,
     },
@@ -106,7 +109,7 @@ const TASK: usize = 128 * 1024;
 
 impl<'a, 'v, T, F, N, const I: usize, const O: usize, const W: usize> Sweep<'a, 'v, T, F, N, I, O, W>
 where
-    T: Number,
+    T: Element,
     N: PerRow,
     F: Fn(Step<'_, T, N, I, O, W>) + Sync,
 {
@@ -140,20 +143,24 @@ where
     }
 
     /// Runs the kernel over all rows, and adds its column sums to `grad`.
-    pub(crate) fn sum(self, grad: Gradient<'_, T>) {
-        let (rows, features) = (self.rows.len(), self.shape.features);
-        if rows <= CHAIN {
+    pub(crate) fn sum(self, level: Level, grad: Gradient<'_, T>) {
+        if self.rows.len() <= CHAIN {
             // One chain: nothing wider is needed.
             return Job::run(Sweep { sums: ColumnSums::Gradient(grad), ..self });
         }
-        let block = rows_per_block(rows, features);
-        let bytes = self.bytes();
-        parallel::lend_wide::<T, _>(rows.div_ceil(block) * 2 * features, |blocks| {
-            let sums = ColumnSums::Blocks { blocks, rows: block };
+        self.totals(level, |totals| grad.add_wide(totals));
+    }
+
+    /// Runs the kernel over all rows. Its column sums, the first and then the second of each column, are for `f`.
+    pub(crate) fn totals(self, level: Level, f: impl FnOnce(&mut [T::Wide])) {
+        let (all, features) = (self.rows.len(), self.shape.features);
+        let (rows, bytes) = (rows_per_block(all, features), self.bytes());
+        parallel::lend_wide::<T, _>(all.div_ceil(rows) * 2 * features, |blocks| {
+            let sums = ColumnSums::Blocks { level, blocks, rows };
             parallel::run(Sweep { sums, ..self }, bytes);
-            let (total, others) = blocks.split_at_mut(2 * features);
-            others.chunks_exact(2 * features).for_each(|block| join_block(total, block));
-            grad.add_wide(total);
+            let (totals, others) = blocks.split_at_mut(2 * features);
+            others.chunks_exact(2 * features).for_each(|block| join_block(totals, block));
+            f(totals);
         });
     }
 
@@ -175,7 +182,7 @@ where
 
 impl<T, F, N, const I: usize, const O: usize, const W: usize> Job for Sweep<'_, '_, T, F, N, I, O, W>
 where
-    T: Number,
+    T: Element,
     N: PerRow,
     F: Fn(Step<'_, T, N, I, O, W>) + Sync,
 {
@@ -228,10 +235,10 @@ where
                     for rows in steps(chain, step) {
                         self.step(rows, &mut tiles, &mut columns);
                     }
-                    if let ColumnSums::Blocks { blocks, .. } = &mut sums {
+                    if let ColumnSums::Blocks { level, blocks, .. } = &mut sums {
                         let (dgain, dbias) = blocks[2 * index * features..][..2 * features].split_at_mut(features);
-                        end_chain(columns.dgain, dgain);
-                        end_chain(columns.dbias, dbias);
+                        T::end_chain(*level, columns.dgain, dgain);
+                        T::end_chain(*level, columns.dbias, dbias);
                     }
                 }
             }
@@ -244,7 +251,7 @@ where
 
 impl<T, F, N, const I: usize, const O: usize, const W: usize> Sweep<'_, '_, T, F, N, I, O, W>
 where
-    T: Number,
+    T: Element,
     N: PerRow,
     F: Fn(Step<'_, T, N, I, O, W>) + Sync,
 {
@@ -275,15 +282,15 @@ where
     }
 }
 
-impl<T: Number> ColumnSums<'_, T> {
+impl<T: Element> ColumnSums<'_, T> {
     /// Those of the first blocks, and of the others.
     fn split(self, sums: usize) -> (Self, Self) {
         match self {
             Self::None => (Self::None, Self::None),
             Self::Gradient(_) => unreachable!("one chain is one task"),
-            Self::Blocks { blocks, rows } => {
+            Self::Blocks { level, blocks, rows } => {
                 let (first, second) = blocks.split_at_mut(sums);
-                (Self::Blocks { blocks: first, rows }, Self::Blocks { blocks: second, rows })
+                (Self::Blocks { level, blocks: first, rows }, Self::Blocks { level, blocks: second, rows })
             }
         }
     }

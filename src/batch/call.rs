@@ -3,15 +3,14 @@
 use std::ops::Range;
 
 use fearless_simd::Level;
-use ndarray::{ArrayBase, ArrayView, ArrayView2, ArrayViewD, Axis, Dimension, IxDyn, RawData};
 
+use crate::arrays::{Input, RowShape};
 use crate::element::Element;
 use crate::kernels::batch::{AGAIN, Block, Count, KeptColumns, SAMPLE, SavedColumns};
 use crate::kernels::column::{Column, Own};
-use crate::kernels::columns::{CHAIN, rows_per_block};
+use crate::kernels::columns::CHAIN;
 use crate::kernels::normalize::Layer;
 use crate::number::Wide;
-use crate::tiles::{gather, merge_leading};
 
 /// What all jobs of a call share.
 #[derive(Clone, Copy, Debug)]
@@ -30,9 +29,6 @@ const STREAMS: usize = 12 * 1024 * 1024;
 /// Bytes of a tile of columns, about: with its y or dy well within L2.
 const PACKED: usize = 128 * 1024;
 
-/// Bytes of a tile of rows, about: small beside L2.
-const TILE: usize = 64 * 1024;
-
 impl<'a, T: Element> Call<'a, T> {
     pub(crate) fn count(&self) -> Count {
         let rows = self.rows as f64;
@@ -48,11 +44,6 @@ impl<'a, T: Element> Call<'a, T> {
         self.bytes(2) > STREAMS
     }
 
-    /// Rows of a tile.
-    pub(crate) fn tile_rows(&self) -> usize {
-        (TILE / size_of::<T>() / self.layer.features).clamp(1, CHAIN)
-    }
-
     pub(crate) fn gain_of(&self, column: usize) -> T {
         self.layer.gain.map_or(T::one(), |gain| gain[column])
     }
@@ -61,14 +52,8 @@ impl<'a, T: Element> Call<'a, T> {
         self.layer.bias.map_or(T::zero(), |bias| bias[column])
     }
 
-    /// Rows of a row block.
-    pub(crate) fn block(&self) -> usize {
-        rows_per_block(self.rows, self.layer.features)
-    }
-
-    /// The column sums of all row blocks.
-    pub(crate) fn sums(&self) -> usize {
-        self.rows.div_ceil(self.block()) * 2 * self.layer.features
+    pub(crate) fn shape(&self) -> RowShape {
+        RowShape { features: self.layer.features, trailing: self.trailing }
     }
 
     pub(crate) fn block_of<'b>(&self, rows: &'b [T]) -> Block<'b, T> {
@@ -94,66 +79,6 @@ impl<'a, T: Element> Call<'a, T> {
     }
 }
 
-/// Rows to be read.
-#[derive(Debug)]
-pub(crate) enum Input<'a, T> {
-    Adjacent(&'a [T]),
-    Strided(ArrayViewD<'a, T>),
-}
-
-impl<'a, T: Element> Input<'a, T> {
-    pub(crate) fn new<D: Dimension>(view: ArrayView<'a, T, D>, trailing: usize) -> Self {
-        match view.to_slice() {
-            Some(slice) => Self::Adjacent(slice),
-            None => {
-                let mut view = view.into_dyn();
-                merge_leading(&mut view, trailing);
-                Self::Strided(view)
-            }
-        }
-    }
-
-    /// Some rows, in `tile` if they are not side by side.
-    pub(crate) fn rows<'b>(&'b self, call: &Call<'_, T>, rows: Range<usize>, tile: &'b mut [T]) -> &'b [T] {
-        let features = call.layer.features;
-        match self {
-            Self::Adjacent(slice) => &slice[rows.start * features..rows.end * features],
-            Self::Strided(view) => {
-                let tile = &mut tile[..rows.len() * features];
-                gather(view, call.trailing, rows, tile);
-                tile
-            }
-        }
-    }
-
-    pub(crate) fn column(&self, call: &Call<'_, T>, column: usize) -> ArrayViewD<'_, T> {
-        match self {
-            Self::Adjacent(slice) => column_of_rows(slice, call, column),
-            Self::Strided(view) => column_of(view.view(), call.trailing, column),
-        }
-    }
-}
-
-fn column_of_rows<'a, T: Element>(rows: &'a [T], call: &Call<'_, T>, column: usize) -> ArrayViewD<'a, T> {
-    let view = ArrayView2::from_shape((call.rows, call.layer.features), rows).expect("whole rows");
-    column_of(view.into_dyn(), 1, column)
-}
-
-/// One element of each row.
-pub(crate) fn column_of<S: RawData>(
-    mut view: ArrayBase<S, IxDyn>,
-    trailing: usize,
-    mut column: usize,
-) -> ArrayBase<S, IxDyn> {
-    for _ in 0..trailing {
-        let last = view.ndim() - 1;
-        let len = view.len_of(Axis(last));
-        view.index_axis_inplace(Axis(last), column % len);
-        column /= len;
-    }
-    view
-}
-
 /// Ranges of at most `step` that make up `all`.
 pub(crate) fn steps(all: Range<usize>, step: usize) -> impl Iterator<Item = Range<usize>> {
     all.clone().step_by(step).map(move |start| start..(start + step).min(all.end))
@@ -176,7 +101,7 @@ pub(crate) fn rescaled<T: Element>(
 ) -> impl Iterator<Item = (usize, Column<T>)> {
     let marked = exponent.iter().enumerate().filter(|(_, exponent)| **exponent != 0);
     marked.map(move |(c, &exponent)| {
-        let x = x.column(call, start + c);
+        let x = x.column(call.shape(), start + c);
         (c, Column::at(x.iter().copied(), exponent.into(), call.count(), call.layer.spread))
     })
 }
@@ -191,7 +116,7 @@ pub(crate) fn take_again<T: Element>(
 ) {
     for c in 0..saved.exponent.len() {
         if saved.exponent[c] == AGAIN {
-            let x = x.column(call, start + c);
+            let x = x.column(call.shape(), start + c);
             let column = Column::new(x.iter().copied(), call.count(), call.layer.spread);
             let Own { mean, low, variance, rstd } = column.own();
             (saved.mean[c], saved.low[c], saved.variance[c], saved.rstd[c]) = (mean, low, variance, rstd);
@@ -213,7 +138,7 @@ pub(crate) fn coefficients<T: Element>(
     T::batch_coefficients(call.level, call.count(), kept, totals, k, m);
     let columns = k.len();
     for (c, column) in rescaled(call, x, kept.exponent, start) {
-        let (x, dy) = (x.column(call, start + c), dy.column(call, start + c));
+        let (x, dy) = (x.column(call.shape(), start + c), dy.column(call.shape(), start + c));
         let pairs = x.iter().copied().zip(dy.iter().copied());
         let dgain;
         (k[c], m[c], dgain) = column.coefficients(totals[columns + c].value(), pairs, call.count());

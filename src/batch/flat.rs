@@ -5,7 +5,8 @@ use std::ops::Range;
 
 use ndarray::{ArrayViewMut2, Axis};
 
-use crate::batch::call::{Call, Input, ROWS, coefficients, enlist, list, rescaled, sampled, steps, take_again};
+use crate::arrays::Input;
+use crate::batch::call::{Call, ROWS, coefficients, enlist, list, rescaled, sampled, steps, take_again};
 use crate::element::Element;
 use crate::kernels::batch::{Back, Block, KeptColumns, SAMPLE, SavedColumns, Sums};
 use crate::kernels::columns::Gradient;
@@ -58,7 +59,7 @@ impl<T: Element> Job for Forward<'_, '_, T> {
 
     fn run(self) {
         let Self { call, x: input, mut y, mut saved, columns } = self;
-        let rows = input.rows(call, 0..call.rows, &mut []);
+        let rows = input.rows(call.shape(), 0..call.rows, &mut []);
         with_buffers(call, 1, &columns, |buffer, totals| {
             let width = call.tile_columns().min(columns.len());
             let (sums, packed) = buffer.split_at_mut(2 * width);
@@ -79,7 +80,7 @@ impl<T: Element> Job for Forward<'_, '_, T> {
                 write_columns(call, kept, x, None, y.view_mut(), here.clone());
                 for (c, column) in rescaled(call, input, kept.exponent, tile.start) {
                     let (gain, bias) = (call.gain_of(tile.start + c), call.bias_of(tile.start + c));
-                    let x = input.column(call, tile.start + c);
+                    let x = input.column(call.shape(), tile.start + c);
                     let y = y.column_mut(here.start + c);
                     y.into_iter().zip(&x).for_each(|(y, &x)| *y = column.y(x, gain, bias));
                 }
@@ -118,7 +119,7 @@ fn sum_chain<'s, T: Element>(
     totals.fill(Default::default());
     let (products, terms) = sums.split_at_mut(columns);
     T::batch_sums(call.level, false, about, x, dy, &mut Sums { products, terms });
-    T::batch_end(call.level, sums, totals);
+    T::end_chain(call.level, sums, totals);
     totals
 }
 
@@ -168,7 +169,8 @@ impl<T: Element> Job for Backward<'_, '_, T> {
 
     fn run(self) {
         let Self { call, x: x_input, dy: dy_input, mut dx, kept, mut grad, columns } = self;
-        let (x_rows, dy_rows) = (x_input.rows(call, 0..call.rows, &mut []), dy_input.rows(call, 0..call.rows, &mut []));
+        let (x_rows, dy_rows) =
+            (x_input.rows(call.shape(), 0..call.rows, &mut []), dy_input.rows(call.shape(), 0..call.rows, &mut []));
         with_buffers(call, 2, &columns, |buffer, totals| {
             let width = call.tile_columns().min(columns.len());
             let (sums, packed) = buffer.split_at_mut(2 * width);
@@ -184,7 +186,8 @@ impl<T: Element> Job for Backward<'_, '_, T> {
                 write_columns(call, kept, x, Some(Back { dy, k, m }), dx.view_mut(), here.clone());
                 for (c, column) in rescaled(call, x_input, kept.exponent, tile.start) {
                     let gain = call.gain_of(tile.start + c);
-                    let (x, dy) = (x_input.column(call, tile.start + c), dy_input.column(call, tile.start + c));
+                    let (x, dy) =
+                        (x_input.column(call.shape(), tile.start + c), dy_input.column(call.shape(), tile.start + c));
                     let dx = dx.column_mut(here.start + c);
                     let all = dx.into_iter().zip(x.iter().zip(&dy));
                     all.for_each(|(dx, (&x, &dy))| *dx = column.dx(x, dy, gain, (k[c], m[c])));

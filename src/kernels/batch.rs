@@ -35,7 +35,6 @@ use std::ops::Range;
 use fearless_simd::{Simd, SimdBase};
 use fearless_simd_macros::simd;
 
-use crate::kernels::columns::end_chain;
 use crate::kernels::moments::Spread;
 use crate::kernels::normalize::Layer;
 use crate::number::{Number, Wide};
@@ -333,12 +332,6 @@ fn add_group<S: Simd, T: Number, const BACK: bool, const R: usize>(
         tail.store_all(product, sums.products);
         tail.store_all(term, sums.terms);
     }
-}
-
-/// [`end_chain`], on vectors.
-#[simd]
-pub(crate) fn end<S: Simd, T: Number>(_simd: S, chain: &mut [T], block: &mut [T::Wide]) {
-    end_chain(chain, block);
 }
 
 /// The statistics of columns whose h is in `saved.mean`, from Σ (x − h)² of each and then Σ (x − h) of each. Whether all

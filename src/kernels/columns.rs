@@ -12,6 +12,9 @@
 
 use std::ops::Range;
 
+use fearless_simd::Simd;
+use fearless_simd_macros::simd;
+
 use crate::number::{Number, Wide};
 
 /// Rows whose terms are added as elements before they are added to something wider.
@@ -27,8 +30,8 @@ pub(crate) fn rows_per_block(rows: usize, features: usize) -> usize {
 }
 
 /// Adds a chain to its block, and starts the next one.
-#[inline(always)]
-pub(crate) fn end_chain<T: Number>(chain: &mut [T], block: &mut [T::Wide]) {
+#[simd]
+pub(crate) fn end_chain<S: Simd, T: Number>(_simd: S, chain: &mut [T], block: &mut [T::Wide]) {
     for (sum, term) in block.iter_mut().zip(chain) {
         *sum = sum.add((*term).into());
         *term = T::zero();

@@ -260,7 +260,7 @@ impl<T: Element> BatchNorm<T> {
         check_shape("y", x.shape(), y.shape())?;
         let (mean, variance) = self.of_running(running)?;
         if !x.is_empty() {
-            batch::infer(&call, mean, variance, x.view(), y.view_mut());
+            batch::infer(&call, [mean, variance], x.view(), y.view_mut());
         }
         Ok(())
     }
@@ -278,7 +278,7 @@ impl<T: Element> BatchNorm<T> {
         let call = self.call(x.shape())?;
         let (mean, variance) = self.of_running(running)?;
         if !x.is_empty() {
-            batch::infer_inplace(&call, mean, variance, x.view_mut());
+            batch::infer_inplace(&call, [mean, variance], x.view_mut());
         }
         Ok(())
     }
