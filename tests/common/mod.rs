@@ -1,5 +1,5 @@
 //! What the tests of both norms share: one name for each of their calls, drawn arrays, layouts, instruction sets, threads.
-#![allow(dead_code, reason = "each test uses its part")]
+#![allow(dead_code, unused_macros, unused_imports, reason = "each test uses its part")]
 
 use layernorm::ndarray::{Array, Array2, ArrayD, ArrayRef, Axis, Dimension, IntoDimension, ShapeBuilder, Slice};
 use layernorm::{Affine, Element, LayerNorm, Parameters, Result, RmsNorm, RmsSaved, Saved, instruction_sets};
@@ -90,7 +90,7 @@ pub(crate) fn extreme<T: Number>(shape: [usize; 2], seed: u64) -> Array2<T> {
 /// The calls that both norms have, and a few words for making one.
 macro_rules! norms {
     ($(fn $name:ident(&self $(, $argument:ident: $type:ty)*) -> $returned:ty;)*) => {
-        pub(crate) trait Norm<T: Number>: Clone + Sync {
+        pub(crate) trait Norm<T: Number>: Clone + Sync + Parameters<T, Gradient = Affine<T>> {
             type Saved: Clone + Default + std::fmt::Debug + Send + Sync;
             /// With a drawn gain, and a drawn bias where the layer has one.
             fn drawn(shape: &[usize]) -> Self;
@@ -165,6 +165,7 @@ type Three<T, D, S> = (Array<T, D>, Array<T, D>, S);
 norms! {
     fn forward(&self, x: &ArrayRef<T, D>) -> Result<(Array<T, D>, Self::Saved)>;
     fn infer(&self, x: &ArrayRef<T, D>) -> Result<Array<T, D>>;
+    fn infer_into(&self, x: &ArrayRef<T, D>, y: &mut ArrayRef<T, D>) -> Result<()>;
     fn infer_inplace(&self, x: &mut ArrayRef<T, D>) -> Result<()>;
     fn forward_inplace(&self, x: &mut ArrayRef<T, D>, saved: &mut Self::Saved) -> Result<()>;
     fn forward_into(&self, x: &ArrayRef<T, D>, y: &mut ArrayRef<T, D>, saved: &mut Self::Saved) -> Result<()>;
