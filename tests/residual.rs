@@ -5,11 +5,11 @@
 mod common;
 
 use common::{Norm, Number, SHAPES, bits, drawn, everywhere, extreme, grad_bits, laid, tests_of_both};
-use layernorm::ndarray::{Array, Array2, Array3, ArrayD, Dimension, Ix3};
 use layernorm::grad_check;
+use layernorm::ndarray::{Array, Array2, Array3, ArrayD, Dimension, Ix3};
 
 tests_of_both! {
-    f32: a_block_has_the_bits_of_its_parts three_axes_as_well broadcast_arrays_as_well nan_stays_in_its_row
+    f32: a_block_has_the_bits_of_its_parts what_comes_from_memory_as_well three_axes_as_well broadcast_arrays_as_well nan_stays_in_its_row
         mistakes_are_named_and_nothing_is_written no_rows_change_nothing;
     f64: a_block_has_the_bits_of_its_parts three_axes_as_well gradients_are_slopes;
 }
@@ -115,6 +115,13 @@ fn a_block_has_the_bits_of_its_parts<T: Number, N: Norm<T>>() {
             assert!(everywhere(&norm, shape, |norm| turned.block(norm, 1)) == want, "{}, everywhere", place(1));
         }
     }
+}
+
+/// More than the caches hold, where rows are taken one by one.
+fn what_comes_from_memory_as_well<T: Number, N: Norm<T>>() {
+    let norm = N::drawn(&[130]);
+    let inputs = Inputs::drawn(drawn([8000, 130], 1), true, true);
+    assert!(inputs.block(&norm, 0) == inputs.parts(&norm));
 }
 
 fn three_axes_as_well<T: Number, N: Norm<T>>() {

@@ -1,7 +1,9 @@
 //! What the tests of both norms share: one name for each of their calls, drawn arrays, layouts, instruction sets, threads.
 #![allow(dead_code, unused_macros, unused_imports, reason = "each test uses its part")]
 
-use layernorm::ndarray::{Array, Array2, ArrayD, ArrayRef, Axis, Dimension, IntoDimension, ShapeBuilder, Slice};
+use layernorm::ndarray::{
+    Array, Array1, Array2, ArrayD, ArrayRef, ArrayViewD, Axis, Dimension, IntoDimension, ShapeBuilder, Slice,
+};
 use layernorm::{Affine, Element, LayerNorm, Parameters, Result, RmsNorm, RmsSaved, Saved, instruction_sets};
 use textbook::pattern;
 
@@ -230,6 +232,17 @@ norms! {
         &self, x: &ArrayRef<T, D>, saved: &Self::Saved, dy: &ArrayRef<T, D>, ddx: &ArrayRef<T, D>,
         dgrad: &Affine<T>, dx: &mut ArrayRef<T, D>, ddy: &mut ArrayRef<T, D>, grad: &mut Affine<T>
     ) -> Result<()>;
+}
+
+/// How gain and bias move.
+pub(crate) fn direction<T: Number, N: Norm<T>>(norm: &N, seed: u64) -> Affine<T> {
+    let shape = norm.parameters().gain().map_or(vec![], |gain| gain.shape().to_vec());
+    norm.clone().gain(drawn(&*shape, seed)).bias(drawn(&*shape, seed + 1)).parameters()
+}
+
+/// The gain, or the bias: zeros where there is none.
+pub(crate) fn flat<T: Number>(values: Option<ArrayViewD<'_, T>>, features: usize) -> Array1<f64> {
+    values.map_or(Array1::zeros(features), |values| values.iter().map(|&value| value.into()).collect())
 }
 
 /// Calls each function as a test of each norm in each of some types.
