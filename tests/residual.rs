@@ -70,10 +70,10 @@ impl<T: Number, D: Dimension> Inputs<T, D> {
         (bits(arrays.into_iter().flatten()), format!("{saved:?}"), grad_bits(&grad))
     }
 
-    /// In one, into outputs of other layouts; garbage is in them.
+    /// In one, into outputs each of another layout, or, for turn 0, all in standard layout; garbage is in them.
     fn block<N: Norm<T>>(&self, norm: &N, turn: usize) -> All {
-        let out = |at| laid(&Array::from_elem(self.x.raw_dim(), T::of(f64::NAN)), turn + at);
-        let [mut sum, mut y, mut dx, mut dresidual] = [0, 1, 2, 3].map(out);
+        let out = |at: usize| laid(&Array::from_elem(self.x.raw_dim(), T::of(f64::NAN)), turn * at);
+        let [mut sum, mut y, mut dx, mut dresidual] = [1, 2, 3, 4].map(out);
         let (mut saved, mut grad) = (N::Saved::default(), norm.parameters());
         let Self { x, residual, mask, dy, dsum } = self;
         let dsum = dsum.as_deref();

@@ -141,14 +141,16 @@ fn a_power_of_two_stays_one<T: Number, N: Norm<f32>>() {
         let norm = N::drawn(&shape[1..]).eps(0.0);
         let (x, dy, ddx, affine) = (drawn(shape, 1), drawn(shape, 2), drawn(shape, 3), direction(&norm, 4));
         let want = All::of(&norm, [&x, &dy, &ddx], &affine, 0);
-        for exponent in [-70, -20, 1, 20, 70] {
+        for exponent in [-100, -70, -20, 1, 20, 70, 120] {
             // A direction of the size of x: what is without units stays.
             let scale = 2f32.powi(exponent);
             let got = All::of(&norm, [&(&x * scale), &dy, &(&ddx * scale)], &affine, 0);
             let [tangent, dx, ddy, grad] = All { dx: &got.dx * scale, ..got }.bits();
             let place = format!("{shape:?}, 2^{exponent}");
             assert!(tangent == bits(&want.tangent) && ddy == bits(&want.ddy), "{place}");
-            assert!(dx == bits(&want.dx) && grad == grad_bits(&want.grad), "{place}: dx or grad");
+            assert!(grad == grad_bits(&want.grad), "{place}: grad");
+            // Beyond, what is left of terms that cancel in dx is subnormal.
+            assert!(exponent.abs() > 70 || dx == bits(&want.dx), "{place}: dx");
         }
     }
 }
