@@ -3,9 +3,8 @@
 mod common;
 
 use common::{Norm, Number, SHAPES, bits, drawn, everywhere, extreme, grad_bits, laid, tests_of_both, wide};
-use layernorm::ndarray::{Array2, Array3, ArrayD, ArrayView1, ArrayViewD, IxDyn};
-
 use layernorm::Affine;
+use layernorm::ndarray::{Array2, Array3, ArrayD, ArrayView1, ArrayViewD, IxDyn};
 
 tests_of_both! {
     f32: in_place_has_the_same_bits without_x_is_near constant_rows_have_no_slope nan_stays_in_its_row
@@ -42,9 +41,9 @@ fn in_place_has_the_same_bits<T: Number, N: Norm<T>>() {
 
 /// Beside `backward`, with u the rounding of T, Q = gain·dy, and e what rounding took of x̂:
 ///
-/// * Both compute r·(Q − mean Q − x̂·mean(Q·x̂)) with the same r. A mean is off by at most L·u of the mean of magnitudes,
-///   if no term meets more than L roundings: those of a lane of a block, 128 or n/16 (n/8 in f64), of the tree, of the
-///   term itself and of what is done with the mean, 16 together. Each of the two is so far from the truth.
+/// * Both compute r·(Q − mean Q − x̂·mean(Q·x̂)) with the same r. A mean is off by at most L·u of the mean of
+///   magnitudes, if no term meets more than L roundings: those of a lane of a block, 128 or n/16 (n/8 in f64), of the
+///   tree, of the term itself and of what is done with the mean, 16 together. Each of the two is so far from the truth.
 /// * From x̂ as forward writes it, e = u·|x̂|. From y, which has two roundings, of gain·x̂ and of the sum, and is
 ///   undone with two, e = u·(|bias/gain| + 6|x̂|) covers it.
 /// * e moves dx by r·(e·mean|Q·x̂| + |x̂|·mean(|Q|·e)), and dgain by Σ |dy|·e.

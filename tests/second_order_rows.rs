@@ -1,5 +1,5 @@
-//! Derivatives along a direction keep what those of the first order do: f32 is as near as its roundings allow, the bits are
-//! the same everywhere, a power of two stays one, and a mistake writes nothing.
+//! Derivatives along a direction keep what those of the first order do: f32 is as near as its roundings allow, the bits
+//! are the same everywhere, a power of two stays one, and a mistake writes nothing.
 
 mod common;
 

@@ -1,4 +1,5 @@
-//! What the tests of both norms share: one name for each of their calls, drawn arrays, layouts, instruction sets, threads.
+//! What the tests of both norms share: one name for each of their calls, drawn arrays, layouts, instruction sets and
+//! threads.
 #![allow(dead_code, unused_macros, unused_imports, reason = "each test uses its part")]
 
 use layernorm::ndarray::{
