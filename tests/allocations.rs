@@ -2,20 +2,24 @@
 //!
 //! Of calls that run on this thread alone: what rayon needs to wake others is its own business.
 
+mod common;
+
 use allocation_counter::measure;
-use layernorm::ndarray::{Array, Axis, Dimension, Ix2, Ix3, IxDyn, Slice};
-use layernorm::{Element, LayerNorm, Saved};
+use common::{Norm, Number};
+use layernorm::ndarray::{Array, Axis, Dimension, Ix2, Ix3, Slice};
+use layernorm::{Element, LayerNorm, RmsNorm};
 
 /// Makes every call twice, and counts what the second time allocates.
-fn check<T: Element, D: Dimension>(
-    norm: &LayerNorm<T>,
+fn check<T: Number, D: Dimension, N: Norm<T>>(
+    norm: &N,
     place: &str,
     x: &Array<T, D>,
     dy: &Array<T, D>,
     y: &mut Array<T, D>,
     dx: &mut Array<T, D>,
 ) {
-    let (mut inplace, mut saved, mut grad) = (x.clone(), Saved::default(), norm.zero_grad());
+    let (mut inplace, mut second, mut saved) = (x.clone(), dx.clone(), N::Saved::default());
+    let (mut grad, along) = (norm.parameters(), norm.parameters());
     let count = |name: &str, call: &mut dyn FnMut()| {
         call();
         let warm = measure(call);
@@ -26,6 +30,30 @@ fn check<T: Element, D: Dimension>(
     count("backward_into", &mut || norm.backward_into(x, &saved, dy, dx, &mut grad).expect(fits));
     count("infer_into", &mut || norm.infer_into(x, y).expect(fits));
     count("infer_inplace", &mut || norm.infer_inplace(&mut inplace).expect(fits));
+    count("forward_inplace", &mut || norm.forward_inplace(&mut inplace, &mut saved).expect(fits));
+    count("backward_inplace", &mut || norm.backward_inplace(x, &saved, &mut inplace, &mut grad).expect(fits));
+    count("backward_from_output", &mut || {
+        norm.backward_from_output(x, &saved, &mut inplace, &mut grad).expect(fits);
+    });
+    count("backward_from_normalized", &mut || {
+        norm.backward_from_normalized(x, &saved, &mut inplace, &mut grad).expect(fits);
+    });
+    count("forward_residual_into", &mut || {
+        norm.forward_residual_into(x, dy, y, &mut second, &mut saved).expect(fits);
+    });
+    count("forward_dropout_residual_into", &mut || {
+        norm.forward_dropout_residual_into(x, dy, dy, y, &mut second, &mut saved).expect(fits);
+    });
+    count("backward_residual_into", &mut || {
+        norm.backward_residual_into(x, &saved, dy, Some(dy), dx, &mut grad).expect(fits);
+    });
+    count("backward_dropout_residual_into", &mut || {
+        norm.backward_dropout_residual_into(x, &saved, dy, Some(dy), dy, dx, &mut second, &mut grad).expect(fits);
+    });
+    count("jvp_into", &mut || norm.jvp_into(x, &saved, dy, &along, dx).expect(fits));
+    count("double_backward_into", &mut || {
+        norm.double_backward_into(x, &saved, dy, dy, &along, dx, &mut second, &mut grad).expect(fits);
+    });
 }
 
 /// An array of that shape in standard layout, from 0 to 1.
@@ -50,7 +78,7 @@ fn strided<T: Element, D: Dimension>(shape: D) -> Array<T, D> {
 }
 
 /// Both layouts for inputs and outputs.
-fn check_layouts<T: Element, D: Dimension>(norm: &LayerNorm<T>, shape: &D) {
+fn check_layouts<T: Number, D: Dimension, N: Norm<T>>(norm: &N, shape: &D) {
     let [flat, across] = [standard::<T, D>, strided].map(|make| make(shape.clone()));
     assert!(across.shape() == shape.slice() && across.as_slice().is_none(), "another layout");
     check(norm, "side by side", &flat, &flat, &mut flat.clone(), &mut flat.clone());
@@ -61,25 +89,29 @@ fn check_layouts<T: Element, D: Dimension>(norm: &LayerNorm<T>, shape: &D) {
     check(norm, "all strided", &across, &across, y, dx);
 }
 
-fn check_shapes<T: Element>() {
+fn check_shapes<T: Number, N: Norm<T>>() {
+    // A gain of 1 is none too small to divide by.
+    let plain = |shape: &[usize]| N::drawn(shape).gain(Array::ones(shape)).bias(Array::ones(shape));
     // One block of rows, and some more.
     for (rows, features) in [(1, 5), (32, 768), (64, 100), (65, 100), (300, 33), (3, 9000)] {
-        check_layouts(&LayerNorm::<T>::new(features), &Ix2(rows, features));
+        check_layouts(&plain(&[features]), &Ix2(rows, features));
+        check_layouts(&plain(&[features]).zero_centred(), &Ix2(rows, features));
     }
     for (shape, trailing) in [([4, 8, 96], 1), ([16, 3, 25], 2), ([2, 33, 10], 1)] {
-        let norm = LayerNorm::<T>::new(IxDyn(&shape[3 - trailing..]));
-        check_layouts(&norm, &Ix3(shape[0], shape[1], shape[2]));
+        check_layouts(&plain(&shape[3 - trailing..]), &Ix3(shape[0], shape[1], shape[2]));
     }
 }
 
 #[test]
 fn f32_calls_allocate_nothing_once_warm() {
-    check_shapes::<f32>();
+    check_shapes::<f32, LayerNorm<f32>>();
+    check_shapes::<f32, RmsNorm<f32>>();
 }
 
 #[test]
 fn f64_calls_allocate_nothing_once_warm() {
-    check_shapes::<f64>();
+    check_shapes::<f64, LayerNorm<f64>>();
+    check_shapes::<f64, RmsNorm<f64>>();
 }
 
 /// The counter would tell.
