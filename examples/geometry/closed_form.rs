@@ -66,7 +66,7 @@ pub(crate) fn jacobians(glm: &Glm, outputs: Outputs) -> Vec<Array2<f64>> {
             Norm::Layer => {
                 let outer = xhat.insert_axis(Axis(1)).dot(&xhat.insert_axis(Axis(0)));
                 let projection = Array2::eye(h) - (outer + 1.0) / h as f64;
-                let mixing = projection * &gain.view().insert_axis(Axis(1)) / sums.row(case).std(0.0);
+                let mixing = projection * gain.view().insert_axis(Axis(1)) / sums.row(case).std(0.0);
                 (mixing, Array2::zeros((h, inputs)) + x)
             }
         };
@@ -111,8 +111,17 @@ mod tests {
 
     use super::*;
 
-    /// An element is a sum of no more than 60 terms, each a few roundings away from its own value of about 1.
-    const BOUND: f64 = 200.0 * f64::EPSILON;
+    /// What both ways to a derivative may round: it is a product of x and no more than four others, x̂ or 1/σ among them,
+    /// whose errors are (k + n + 8)·u·Σ|x||w|/σ with k inputs and n cases or outputs in a sum.
+    fn bound(glm: &Glm, largest: f64) -> f64 {
+        let sums = glm.x.dot(&glm.weight.t());
+        let sizes = glm.x.mapv(f64::abs).dot(&glm.weight.mapv(f64::abs).t());
+        let spreads = [sums.std_axis(Axis(0), 0.0), sums.std_axis(Axis(1), 0.0), lengths(&glm.weight)];
+        let least = spreads.iter().flatten().fold(f64::INFINITY, |least, &spread| least.min(spread));
+        let condition = sizes.fold(0.0, |top: f64, &size| top.max(size)) / least;
+        let terms = glm.x.ncols() + sums.nrows().max(sums.ncols()) + 8;
+        4.0 * terms as f64 * f64::EPSILON / 2.0 * condition * largest
+    }
 
     #[test]
     fn jacobians_are_the_ways_back() {
@@ -120,12 +129,14 @@ mod tests {
             let glm = Glm::random(norm, Family::Softmax, [6, 4, 5], &mut StdRng::seed_from_u64(1));
             let (z, back) = glm.forward().unwrap();
             for (case, jacobian) in jacobians(&glm, Outputs::All).into_iter().enumerate() {
+                let bound = bound(&glm, jacobian.fold(0.0, |top, x| x.abs().max(top)));
+                assert!(bound < 1e-11, "{norm:?}, case {case}: {bound:e}");
                 for (output, expected) in jacobian.rows().into_iter().enumerate() {
                     let mut dz = Array2::zeros(z.dim());
                     dz[[case, output]] = 1.0;
                     for (at, (got, expected)) in back(&dz).unwrap().iter().zip(expected).enumerate() {
                         let here = format!("{norm:?}, case {case}, dz{output}/dθ{at}");
-                        assert!((got - expected).abs() < BOUND, "{here}: {got} and {expected}");
+                        assert!((got - expected).abs() <= bound, "{here}: {got} and {expected}, not within {bound:e}");
                     }
                 }
             }

@@ -153,16 +153,11 @@ impl Descent {
 
 impl fmt::Display for Descent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "(d) SGD on W under layer norm: its length, rate/||W||^2, and the angle of a step in degrees\n")?;
-        write!(f, "        ")?;
-        for run in &self.runs {
-            write!(f, "     {:<23}", format!("rate {}", run.rate))?;
-        }
-        write!(f, "\n    step")?;
-        for _ in &self.runs {
-            write!(f, "     ||W||  decayed   angle")?;
-        }
-        writeln!(f, "     1/sqrt(2 step)")?;
+        writeln!(f, "(d) SGD on W under layer norm: length of W, rate/||W||^2, and angle of a step in degrees\n")?;
+        let rates: String = self.runs.iter().map(|run| format!("     rate {:<18}", run.rate)).collect();
+        writeln!(f, "        {}", rates.trim_end())?;
+        let titles = "     ||W||  decayed   angle".repeat(self.runs.len());
+        writeln!(f, "    step{titles}     1/sqrt(2 step)")?;
         for step in [1, 10, 100, 1000, 10_000] {
             write!(f, "{step:8}")?;
             for run in &self.runs {

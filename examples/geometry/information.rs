@@ -81,7 +81,8 @@ fn block(sampled: &Sampled<Ix2>, part: Range<usize>) -> Sampled<Ix2> {
 impl Information {
     /// Whether formulas that are exact are no farther from the samples than their mean may be.
     pub(crate) fn check(&self) -> std::result::Result<(), String> {
-        match self.rows.iter().find(|row| row.exact && !(row.errors.0 < 2.0)) {
+        let far = |(rms, _): (f64, f64)| rms.is_nan() || rms > 2.0;
+        match self.rows.iter().find(|row| row.exact && far(row.errors)) {
             Some(Row { norm, formula, errors, .. }) => {
                 let name = norm.name();
                 Err(format!("{name}: {formula} is {:.2} standard errors off, not about 1; more `--samples`?", errors.0))

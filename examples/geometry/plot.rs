@@ -104,7 +104,8 @@ fn points(area: &Area<'_>, information: &Information) -> Result<(), Box<dyn Erro
 
 /// The gain's metric over the scale of the inputs; of two curves that coincide one is wide.
 fn metric(area: &Area<'_>, gain: &Gain) -> Result<(), Box<dyn Error>> {
-    let mut chart = chart(area, "metric along the gain", (0.09..11.0).log_scale(), (0.01..2000.0).log_scale())?;
+    let mut chart =
+        chart(area, "metric along the gain (dots: sampled)", (0.09..11.0).log_scale(), (0.01..2000.0).log_scale())?;
     mesh(&mut chart, "scale of the inputs", "trace of M")?;
     for curve in &gain.curves {
         let (color, width) = match curve.norm {
@@ -116,6 +117,8 @@ fn metric(area: &Area<'_>, gain: &Gain) -> Result<(), Box<dyn Error>> {
         let points = curve.points.iter().map(|point| (point.scale, point.exact));
         let line = LineSeries::new(points, color.filled().stroke_width(width));
         chart.draw_series(line)?.label(curve.norm.name()).legend(key(color, width));
+        let dots = curve.points.iter().map(|point| Circle::new((point.scale, point.sampled), 5, color.filled()));
+        chart.draw_series(dots)?;
     }
     legend(&mut chart, SeriesLabelPosition::UpperLeft)
 }
@@ -125,8 +128,8 @@ fn angles(area: &Area<'_>, descent: &Descent) -> Result<(), Box<dyn Error>> {
     let mut chart = chart(area, "angle of an SGD step, LayerNorm", (1.0..1e4).log_scale(), (0.1..100.0).log_scale())?;
     mesh(&mut chart, "step", "angle [degrees]")?;
     let ends = [1, 10_000].map(|step| (f64::from(step), limit(step as usize).to_degrees()));
-    let dashes = DashedLineSeries::new(ends, 6, 5, BLACK.stroke_width(1));
-    chart.draw_series(dashes)?.label("1/sqrt(2 step)").legend(key(BLACK, 1));
+    let line = LineSeries::new(ends, GREY.stroke_width(7));
+    chart.draw_series(line)?.label("1/sqrt(2 step)").legend(key(GREY, 7));
     for (run, color) in descent.runs.iter().zip([GREEN, BLUE, RED]) {
         // Eight a decade.
         let steps = (0..=32).map(|at| 10_f64.powf(f64::from(at) / 8.0).round());
