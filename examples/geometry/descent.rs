@@ -24,7 +24,7 @@ use crate::model::{Family, Glm, Norm};
 
 const RATES: [f64; 3] = [0.1, 1.0, 10.0];
 const STEPS: usize = 10_000;
-/// Cases in a step, inputs, outputs.
+/// Cases in a step, inputs and outputs.
 const SIZES: [usize; 3] = [8, 16, 8];
 
 pub(crate) struct Descent {
@@ -95,8 +95,8 @@ impl Learner {
         let (z, back) = student.forward()?;
         // (E[y|z] − y) / cases
         let mut dz = Array2::zeros(z.dim());
+        let family = student.family;
         for ((mut dz, z), truth) in dz.rows_mut().into_iter().zip(z.rows()).zip(truth.rows()) {
-            let family = student.family;
             dz.assign(&((family.mean(z) - family.draw(truth, rng)) / SIZES[0] as f64));
         }
         let [weights, ..] = student.parts();
@@ -138,12 +138,11 @@ impl Descent {
             if !run.steps.is_sorted_by(|a, b| a.length <= b.length) {
                 return Err(format!("rate {}: W shrank", run.rate));
             }
-            let (_, angle) = run.at(STEPS);
-            if !(0.5..2.0).contains(&(angle / limit(STEPS))) {
+            let turns = run.at(STEPS).1 / limit(STEPS);
+            if !(0.5..2.0).contains(&turns) {
                 return Err(format!(
-                    "rate {}: the last steps turn by {angle:e}, not about {:e}",
-                    run.rate,
-                    limit(STEPS)
+                    "rate {}: the last steps turn by {turns} of 1/sqrt(2 step), not about 1",
+                    run.rate
                 ));
             }
         }
@@ -170,9 +169,9 @@ impl fmt::Display for Descent {
         let (growth, turn) = (worst(|step| step.growth), worst(|step| step.turn));
         writeln!(
             f,
-            "\n||W'||^2 = ||W||^2 + rate^2 ||dW||^2 holds within {growth:.0e} of ||W||^2 in each of {STEPS} steps, tan(angle) ="
+            "\n||W'||^2 is ||W||^2 + rate^2 ||dW||^2 within {growth:.0e} of it in each of {STEPS} steps, and the angle"
         )?;
-        writeln!(f, "rate ||dW||/||W|| within {turn:.0e}. The angle comes to 1/sqrt(2 step) whatever the rate.")
+        writeln!(f, "that of tan = rate ||dW||/||W|| within {turn:.0e}. It comes to 1/sqrt(2 step), whatever the rate.")
     }
 }
 

@@ -15,7 +15,7 @@ use layernorm::ndarray::{Array1, arr0, s};
 use ndarray_rand::rand::{SeedableRng, rngs::StdRng};
 
 use crate::closed_form::{Outputs, fisher};
-use crate::model::{Family, Glm, Norm};
+use crate::model::{Family, Glm, Norm, SIZES};
 use crate::sampled::{self, Sampled};
 
 /// What the inputs are multiplied by.
@@ -50,7 +50,7 @@ pub(crate) fn measure(samples: usize, seed: u64) -> Result<Gain> {
 
 fn point(norm: Norm, scale: f64, samples: usize, seed: u64) -> Result<Point> {
     let mut rng = StdRng::seed_from_u64(seed);
-    let mut glm = Glm::random(norm, Family::Gaussian, [24, 4, 5], &mut rng);
+    let mut glm = Glm::random(norm, Family::Gaussian, SIZES, &mut rng);
     glm.x *= scale;
     let [.., gains] = glm.parts();
     let exact = fisher(&glm, Outputs::All)?.diag().slice(s![gains.clone()]).sum();
@@ -106,10 +106,7 @@ impl fmt::Display for Gain {
             let slope = (1e4 * curve.slopes()[1]).round().abs() / 1e4;
             writeln!(f, "  {:6.2} %   {slope:8.4}", 100.0 * error / sampled)?;
         }
-        writeln!(
-            f,
-            "\nWeight norm knows the length of w_i, not that of x: its gain is as the length of w_i in the standard model."
-        )
+        writeln!(f, "\nWeight norm divides by the length of w_i and not by that of x: it is as the standard model.")
     }
 }
 

@@ -34,8 +34,6 @@ mod sampled;
 use std::error::Error;
 use std::process::ExitCode;
 
-use ndarray_rand::rand::{SeedableRng, rngs::StdRng};
-
 use common::program;
 use options::Options;
 
@@ -45,7 +43,7 @@ fn main() -> ExitCode {
 
 fn measure(options: &Options) -> Result<(), Box<dyn Error>> {
     let &Options { samples, seed, ref out } = options;
-    let information = information::measure(samples, &mut StdRng::seed_from_u64(seed))?;
+    let information = information::measure(samples, seed)?;
     println!("{information}");
     let rescaling = rescaling::measure(seed)?;
     println!("{rescaling}");

@@ -18,6 +18,9 @@ use ndarray_rand::RandomExt;
 use ndarray_rand::rand::{Rng, rngs::StdRng};
 use ndarray_rand::rand_distr::{StandardNormal, Uniform};
 
+/// Cases, inputs and outputs where little of each is enough.
+pub(crate) const SIZES: [usize; 3] = [24, 4, 5];
+
 /// What is normalized.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Norm {

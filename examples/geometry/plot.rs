@@ -12,7 +12,7 @@ use crate::gain::Gain;
 use crate::information::Information;
 use crate::model::Norm;
 
-const GREY: RGBColor = RGBColor(150, 150, 150);
+const GREY: RGBColor = RGBColor(190, 190, 190);
 const BLUE: RGBColor = plot::TRAIN;
 const RED: RGBColor = plot::TEST;
 const GREEN: RGBColor = RGBColor(44, 160, 44);

@@ -16,23 +16,22 @@ use layernorm::Result;
 use layernorm::ndarray::{Array2, Axis, s};
 use ndarray_rand::rand::{SeedableRng, rngs::StdRng};
 
-use crate::model::{Family, Glm, Norm};
+use crate::model::{Family, Glm, Norm, SIZES};
 use crate::sampled::{self, outer};
 
 /// Enough to have every element of F.
 const SAMPLES: usize = 1000;
-const SIZES: [usize; 3] = [24, 4, 5];
 
 /// c: only the last one rounds.
 const FACTORS: [f64; 3] = [0.25, 2.0, 10.0];
 
-/// What is multiplied, and the powers of 1/c that multiply dwᵢ, Fᵢᵢ and Fᵢⱼ.
-const CHANGES: [(Norm, &str, [i32; 3]); 5] = [
-    (Norm::Weight, "W", [1, 2, 2]),
-    (Norm::Batch, "W", [1, 2, 2]),
-    (Norm::Layer, "W", [1, 2, 2]),
-    (Norm::Weight, "w_i", [1, 2, 1]),
-    (Norm::Batch, "w_i", [1, 2, 1]),
+/// What is multiplied, how many rows of W that are, and the powers of 1/c that multiply dwᵢ, Fᵢᵢ and Fᵢⱼ.
+const CHANGES: [(Norm, &str, usize, [i32; 3]); 5] = [
+    (Norm::Weight, "W", SIZES[2], [1, 2, 2]),
+    (Norm::Batch, "W", SIZES[2], [1, 2, 2]),
+    (Norm::Layer, "W", SIZES[2], [1, 2, 2]),
+    (Norm::Weight, "w_i", 1, [1, 2, 1]),
+    (Norm::Batch, "w_i", 1, [1, 2, 1]),
 ];
 
 pub(crate) struct Rescaling {
@@ -43,28 +42,28 @@ struct Row {
     norm: Norm,
     what: &'static str,
     /// For each of FACTORS, what dwᵢ, Fᵢᵢ and Fᵢⱼ are multiplied by.
-    ratios: Vec<[f64; 3]>,
+    ratios: Vec<Vec<f64>>,
     /// For each of FACTORS, how far an element is from the power of c, in units of the largest.
     defects: Vec<f64>,
 }
 
 pub(crate) fn measure(seed: u64) -> Result<Rescaling> {
-    let rows = CHANGES.map(|(norm, what, powers)| {
+    let rows = CHANGES.map(|(norm, what, multiplied, powers)| {
         let glm = Glm::random(norm, Family::Softmax, SIZES, &mut StdRng::seed_from_u64(seed));
         let before = metric(&glm, seed)?;
         let mut row = Row { norm, what, ratios: Vec::new(), defects: Vec::new() };
         for factor in FACTORS {
             let mut glm = glm.clone();
-            let multiplied = if what == "W" { glm.weight.nrows() } else { 1 };
             glm.weight.slice_mut(s![..multiplied, ..]).map_inplace(|w| *w *= factor);
             let after = metric(&glm, seed)?;
             let pairs = || after.iter().zip(&before);
-            let ratios: Vec<_> = pairs().map(|(after, before)| (after * before).sum() / before.pow2().sum()).collect();
-            let defects = pairs()
-                .zip(powers)
-                .map(|((after, before), power)| largest(&(after * factor.powi(power) - before)) / largest(before));
-            row.defects.push(defects.fold(0.0, f64::max));
-            row.ratios.push([ratios[0], ratios[1], ratios[2]]);
+            let ratios = pairs().map(|(after, before)| (after * before).sum() / before.pow2().sum());
+            let defects = pairs().zip(powers).map(|((after, before), power)| {
+                let differences = after * factor.powi(power) - before;
+                largest(differences) / largest(before.iter().copied())
+            });
+            row.defects.push(largest(defects));
+            row.ratios.push(ratios.collect());
         }
         Ok(row)
     });
@@ -83,8 +82,9 @@ fn metric(glm: &Glm, seed: u64) -> Result<[Array2<f64>; 3]> {
     Ok([gradient, block(0..inputs), block(inputs..weights.end)])
 }
 
-fn largest(array: &Array2<f64>) -> f64 {
-    array.iter().fold(0.0, |top, x| x.abs().max(top))
+/// max |x|, and NaN if there is one.
+fn largest(numbers: impl IntoIterator<Item = f64>) -> f64 {
+    numbers.into_iter().map(f64::abs).fold(0.0, |top, x| if x > top || x.is_nan() { x } else { top })
 }
 
 impl Rescaling {
@@ -106,7 +106,7 @@ impl fmt::Display for Rescaling {
         writeln!(f, "                   dw_i     F_ii     F_ij     c = 1/4    c = 2   c = 10")?;
         for Row { norm, what, ratios, defects } in &self.rows {
             write!(f, "{:<11} {what:<6}", norm.name())?;
-            for ratio in ratios[1] {
+            for ratio in &ratios[1] {
                 write!(f, " {ratio:<8}")?;
             }
             for defect in defects {
@@ -115,11 +115,7 @@ impl fmt::Display for Rescaling {
             }
             writeln!(f)?;
         }
-        writeln!(
-            f,
-            "\nPowers of two do not round. The paper's factor of 1/2 is that of dw_i and F_ij: F_ii quarters, and so does all of"
-        )?;
-        writeln!(f, "F when W doubles.")
+        writeln!(f, "\nPowers of two do not round. The paper's factor of 1/2 is that of dw_i and F_ij; F_ii quarters.")
     }
 }
 

@@ -31,16 +31,14 @@ fn main() -> Result<(), Error> {
         println!("{}", line.trim_end());
     }
     println!(
-        "\nThe numbers are max |h' - h| over 12 cases and 16 units, and h has a spread near 1. `yes` is the rounding of f64,"
+        "\nThe numbers are max |h' - h| over 12 cases and 16 units of a spread near 1: `yes` is the rounding of f64,"
     );
     println!(
-        "`no` a change as large as the prediction. What is re-scaled is multiplied by {FACTOR}; eps = 0. The paper has no RmsNorm."
+        "`no` a change as large as h. What is re-scaled is multiplied by {FACTOR}; eps = 0. RmsNorm is not the paper's."
     );
 
-    println!(
-        "\nWith eps > 0 scales are forgotten as far as the spread s of a row is large beside sqrt(eps). LayerNorm, f32,"
-    );
-    println!("eps = 1e-5, rows multiplied by 2:\n");
+    println!("\nWith eps > 0 a scale is forgotten as far as the spread s of a row is large beside sqrt(eps).");
+    println!("LayerNorm in f32, eps = 1e-5, rows multiplied by 2:\n");
     println!("     s   y'/y - 1   sqrt((s^2 + eps) / (s^2 + eps/4)) - 1");
     for std in [1.0, 0.1, 0.01, 0.001] {
         let (measured, expected) = doubled::<f32>(std, 1e-5)?;

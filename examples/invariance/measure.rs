@@ -141,7 +141,7 @@ pub(crate) fn deviation(h: &Array2<f64>, changed: &Array2<f64>) -> f64 {
 
 /// max |x|, and NaN if there is one.
 pub(crate) fn largest(numbers: impl IntoIterator<Item = f64>) -> f64 {
-    numbers.into_iter().map(f64::abs).fold(0.0, |top, x| if x <= top { top } else { x })
+    numbers.into_iter().map(f64::abs).fold(0.0, |top, x| if x > top || x.is_nan() { x } else { top })
 }
 
 /// ε > 0 and one row: how much of a prediction changes when a row of spread `std` is doubled, and by
