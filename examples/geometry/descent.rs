@@ -167,11 +167,8 @@ impl fmt::Display for Descent {
         }
         let worst = |defect| self.runs.iter().map(|run| run.worst(defect)).fold(0.0, f64::max);
         let (growth, turn) = (worst(|step| step.growth), worst(|step| step.turn));
-        writeln!(
-            f,
-            "\n||W'||^2 is ||W||^2 + rate^2 ||dW||^2 within {growth:.0e} of it in each of {STEPS} steps, and the angle"
-        )?;
-        writeln!(f, "that of tan = rate ||dW||/||W|| within {turn:.0e}. It comes to 1/sqrt(2 step), whatever the rate.")
+        writeln!(f, "\n||W'||^2 is ||W||^2 + rate^2 ||dW||^2 within {growth:.0e} of it in each of {STEPS} steps,")?;
+        writeln!(f, "and the angle that of tan = rate ||dW||/||W|| within {turn:.0e}. It comes to 1/sqrt(2 step).")
     }
 }
 

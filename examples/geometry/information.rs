@@ -103,11 +103,8 @@ impl fmt::Display for Information {
             writeln!(f, "{:<11} {formula:<23} {per_cent:8.2} %   {rms:8.2}   {largest:8.2}", norm.name())?;
         }
         let shares = self.shares.map(|(outputs, share)| format!("{share:.2} with {outputs}")).join(", ");
-        writeln!(
-            f,
-            "\nWhat is exact is about 1 standard error off. Under layer norm w_i moves every output, and eq. 13-14"
-        )?;
-        writeln!(f, "count its own alone: of the trace of W's block {shares} outputs.")
+        writeln!(f, "\nWhat is exact is about 1 standard error off. Under layer norm w_i moves every output;")?;
+        writeln!(f, "eq. 13-14 count its own alone: of the trace of W's block {shares} outputs.")
     }
 }
 

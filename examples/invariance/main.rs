@@ -30,12 +30,9 @@ fn main() -> Result<(), Error> {
         }
         println!("{}", line.trim_end());
     }
-    println!(
-        "\nThe numbers are max |h' - h| over 12 cases and 16 units of a spread near 1: `yes` is the rounding of f64,"
-    );
-    println!(
-        "`no` a change as large as h. What is re-scaled is multiplied by {FACTOR}; eps = 0. RmsNorm is not the paper's."
-    );
+    println!("\nThe numbers are max |h' - h| over 12 cases and 16 units of a spread near 1: `yes` is the rounding");
+    println!("of f64, `no` a change as large as h. What is re-scaled is multiplied by {FACTOR}; eps = 0. RmsNorm is");
+    println!("later than the paper.");
 
     println!("\nWith eps > 0 a scale is forgotten as far as the spread s of a row is large beside sqrt(eps).");
     println!("LayerNorm in f32, eps = 1e-5, rows multiplied by 2:\n");
