@@ -55,5 +55,11 @@ fn name(norm: Norm) -> &'static str {
 
 /// Nothing lies between rounding and a change that can be seen.
 fn cell(deviation: f64) -> String {
-    if deviation < 1e-9 { format!("yes  {deviation:.0e}") } else { format!("no   {deviation:.1}") }
+    if deviation == 0.0 {
+        "yes  0".into()
+    } else if deviation < 1e-9 {
+        format!("yes  {deviation:.0e}")
+    } else {
+        format!("no   {deviation:.1}")
+    }
 }
