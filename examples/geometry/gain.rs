@@ -6,7 +6,7 @@
 //!
 //! n is x̂ for batch and layer norm, and does not know how large x is. It is wᵢᵀx/‖wᵢ‖ for weight norm, and for the standard
 //! model along the length of wᵢ: M grows as the square of x. For Gaussian y, whose Cov[y|x] is that of any x, this is all
-//! that M depends on.
+//! that M depends on; a seed draws the same noise at every scale.
 
 use std::fmt;
 

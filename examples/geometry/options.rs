@@ -10,7 +10,7 @@ The geometry of a normalized model (section 5.2 of the layer normalization paper
 
 Usage: cargo run --release --example geometry -- [OPTIONS]
 
-  --samples N    outputs to draw for a Fisher information [50000]
+  --samples N    outputs to draw for a Fisher information [100000]
   --seed N       of all that is drawn [1]
   --out FILE     the figures, an SVG [target/geometry.svg]
   --help         this text
@@ -25,7 +25,7 @@ pub(crate) struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { samples: 50_000, seed: 1, out: "target/geometry.svg".into() }
+        Self { samples: 100_000, seed: 1, out: "target/geometry.svg".into() }
     }
 }
 

@@ -94,7 +94,7 @@ fn points(area: &Area<'_>, information: &Information) -> Result<(), Box<dyn Erro
     let high = 1.1 * values().fold(0.0_f64, |high, &value| high.max(value));
     let mut chart = chart(area, "Fisher information of W, LayerNorm", low..high, low..high)?;
     mesh(&mut chart, "element, sampled", "element, by formula")?;
-    chart.draw_series(LineSeries::new([(low, low), (high, high)], GREY))?;
+    chart.draw_series(LineSeries::new([(low, low), (high, high)], BLACK))?;
     for (at, color, label) in [(2, RED, "eq. 13-14, own output"), (1, BLUE, "eq. 13, every output")] {
         let dots = information.points.iter().map(|point| Circle::new((point[0], point[at]), 3, color.filled()));
         chart.draw_series(dots)?.label(label).legend(move |(x, y)| Circle::new((x + 10, y), 4, color.filled()));
