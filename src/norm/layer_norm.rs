@@ -123,7 +123,7 @@ impl<T: Element> LayerNorm<T> {
 
     /// Without gain: as with a gain of 1 that is not learned.
     pub fn without_gain(mut self) -> Self {
-        self.rows.affine.gain = None;
+        self.rows.remove_gain();
         self
     }
 

@@ -143,7 +143,8 @@ macro_rules! lean {
             /// x̂ = (y − bias)/gain
             /// ```
             ///
-            /// It differs from `backward` by what y lost to rounding, over the gain.
+            /// It differs from `backward` by what y lost to rounding, over the gain, and where a row's rstd is not a normal
+            /// number, which is taken from `saved` here.
             ///
             /// # Shapes
             ///

@@ -104,7 +104,7 @@ impl<T: Element> RmsNorm<T> {
 
     /// Without gain: as with a gain of 1 that is not learned.
     pub fn without_gain(mut self) -> Self {
-        self.rows.affine.gain = None;
+        self.rows.remove_gain();
         self
     }
 

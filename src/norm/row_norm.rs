@@ -60,6 +60,12 @@ impl<T: Element> RowNorm<T> {
         self.zero_centred = true;
     }
 
+    /// Without gain, whatever its centre.
+    pub(crate) fn remove_gain(&mut self) {
+        self.affine.gain = None;
+        self.zero_centred = false;
+    }
+
     /// With this gain, or γ.
     pub(crate) fn set_gain<D: Dimension>(&mut self, gain: Array<T, D>) -> Result<()> {
         self.affine.gain = Some(self.parameter("gain", gain)?);
@@ -128,7 +134,7 @@ impl<T: Element> RowNorm<T> {
         grad: &Affine<T>,
     ) -> Result<()> {
         self.check_input(argument, shape)?;
-        saved.check(argument, shape)?;
+        saved.check("x", shape)?;
         self.affine.check_same(grad, "grad")
     }
 
