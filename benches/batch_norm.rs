@@ -3,18 +3,24 @@
 //! Every case is checked against the oracle before it is timed. Reports with curves: target/criterion/report. With
 //! `-- --ratios` calls take turns instead, and their ratios are printed.
 
-#[allow(dead_code, reason = "layer normalization has cases of its own there")]
-mod common;
+#[path = "common/loops.rs"]
+mod loops;
+#[path = "common/measure.rs"]
+mod measure;
+#[path = "common/threads.rs"]
+mod threads;
 
 use std::hint::black_box;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use common::{halves, near, on_threads, stream, vector_copy};
 use criterion::{BenchmarkId, Criterion, Throughput};
 use fearless_simd::{Level, Simd, dispatch, f32x16, prelude::*};
 use fearless_simd_macros::simd;
 use layernorm::{Affine, BatchNorm, BatchSaved};
+use loops::{halves, near, stream, vector_copy};
+use measure::medians;
 use ndarray::{Array1, Array2, ArrayView1};
+use threads::on_threads;
 
 /// `rows × features`: in the caches, tall, wide.
 const SHAPES: [(usize, usize); 8] =
@@ -114,39 +120,19 @@ const CALLS: [(&str, Call, usize); 5] = [
     ("twice both", Case::twice_both, 5),
 ];
 
-/// The median seconds of each call, which take turns.
-fn medians(case: &mut Case) -> [f64; CALLS.len()] {
-    const TURNS: usize = 25;
-    let repeats = CALLS.map(|(_, call, _)| {
-        call(case);
-        let start = Instant::now();
-        call(case);
-        (Duration::from_millis(2).as_nanos() / start.elapsed().as_nanos().max(1)).clamp(1, 100_000) as u32
-    });
-    let mut samples = [[0.0; TURNS]; CALLS.len()];
-    for turn in 0..TURNS {
-        for (((_, call, _), repeats), samples) in CALLS.iter().zip(repeats).zip(&mut samples) {
-            let start = Instant::now();
-            for _ in 0..repeats {
-                call(black_box(case));
-            }
-            samples[turn] = start.elapsed().as_secs_f64() / f64::from(repeats);
-        }
-    }
-    samples.map(|mut samples| {
-        samples.sort_by(f64::total_cmp);
-        samples[TURNS / 2]
-    })
-}
-
 fn print_ratios() {
     println!("| rows × features | threads | copy µs | forward × copy | × twice | backward × copy | × twice |");
     println!("|---|---|---|---|---|---|---|");
+    let wanted = std::env::args().nth(1).filter(|argument| argument.contains('x'));
     for (rows, features) in SHAPES {
+        if wanted.as_ref().is_some_and(|wanted| *wanted != format!("{rows}x{features}")) {
+            continue;
+        }
         let mut case = Case::new(rows, features);
         case.check();
         for threads in [1, 2] {
-            let [copy, forward, twice, backward, twice_both] = on_threads(threads, || medians(&mut case));
+            let [copy, forward, twice, backward, twice_both] =
+                on_threads(threads, || medians(&mut case, CALLS.map(|(_, call, _)| call)));
             println!(
                 "| {rows} × {features} | {threads} | {:.2} | {:.2} | **{:.2}** | {:.2} | **{:.2}** |",
                 copy * 1e6,

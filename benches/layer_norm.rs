@@ -6,7 +6,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::measure::on_threads;
+use common::threads::on_threads;
 use common::{Case, SHAPES};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 

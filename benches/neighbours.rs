@@ -3,12 +3,15 @@
 
 #[path = "common/measure.rs"]
 mod measure;
+#[path = "common/threads.rs"]
+mod threads;
 
 use fearless_simd::{Level, Simd, dispatch, f32x16, prelude::*};
 use fearless_simd_macros::simd;
 use layernorm::{Affine, LayerNorm, RmsNorm, RmsSaved, Saved, WeightNorm, WeightSaved};
-use measure::{medians, on_threads};
+use measure::medians;
 use ndarray::Array2;
+use threads::on_threads;
 
 const SHAPES: [(usize, usize); 9] = [
     (64, 512),

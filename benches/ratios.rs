@@ -4,11 +4,14 @@
 //! run says more than two times of two runs. With `-- --readme` the table of README is written anew.
 
 mod common;
+#[path = "common/measure.rs"]
+mod measure;
 
 use std::fmt::Write as _;
 
-use common::measure::{medians, on_threads};
+use common::threads::on_threads;
 use common::{Case, SHAPES};
+use measure::medians;
 
 type Call = fn(&mut Case);
 

@@ -35,8 +35,3 @@ pub(crate) fn medians<C, const N: usize>(case: &mut C, calls: [fn(&mut C); N]) -
         samples[samples.len() / 2]
     })
 }
-
-/// Runs `f` on a pool of that many threads.
-pub(crate) fn on_threads<R: Send>(threads: usize, f: impl FnOnce() -> R + Send) -> R {
-    rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool").install(f)
-}

@@ -1,10 +1,11 @@
 //! What the benches share: shapes, inputs, and the loops that layer normalization is measured against.
 
-pub(crate) mod measure;
+pub(crate) mod loops;
+pub(crate) mod threads;
 
-use fearless_simd::{Level, Simd, dispatch, f32x16, prelude::*};
-use fearless_simd_macros::simd;
+use fearless_simd::{Level, dispatch};
 use layernorm::{LayerNorm, Saved};
+use loops::{halves, near, stream, vector_copy};
 use ndarray::{Array1, Array2, Axis};
 
 /// `rows × features`, from one row to the largest caches and beyond, long and short, wide and narrow.
@@ -117,44 +118,5 @@ impl Case {
             near("y", row, &wide(self.y.row(row)), &right.y);
             near("dx", row, &wide(self.dx.row(row)), &textbook::backward_row(&x, Some(&gain), eps, &dy));
         }
-    }
-}
-
-pub(crate) fn near(name: &str, line: usize, got: &[f64], right: &[f64]) {
-    let largest = right.iter().fold(0.0, |largest: f64, x| largest.max(x.abs()));
-    for (i, (got, right)) in got.iter().zip(right).enumerate() {
-        assert!((got - right).abs() <= 1e-6 * largest, "{name}[{line}, {i}]: got {got}, right is {right}");
-    }
-}
-
-/// Has each thread of the pool do its part of a loop, as far as there are two.
-pub(crate) fn halves(a: &[f32], b: &[f32], out: &mut [f32], f: impl Fn(&[f32], &[f32], &mut [f32]) + Sync) {
-    if rayon::current_num_threads() == 1 {
-        return f(a, b, out);
-    }
-    let half = (out.len() / 2).next_multiple_of(16).min(out.len());
-    let (first, second) = out.split_at_mut(half);
-    rayon::join(|| f(&a[..half], &b[..half], first), || f(&a[half..], &b[half..], second));
-}
-
-#[simd]
-pub(crate) fn vector_copy<S: Simd>(simd: S, x: &[f32], y: &mut [f32]) {
-    let (x, x_rest) = x.as_chunks();
-    let (y, y_rest) = y.as_chunks_mut();
-    for (x, y) in x.iter().zip(y) {
-        f32x16::load_array_ref(simd, x).store_array(y);
-    }
-    y_rest.copy_from_slice(x_rest);
-}
-
-#[simd]
-pub(crate) fn stream<S: Simd>(simd: S, x: &[f32], dy: &[f32], dx: &mut [f32]) {
-    let ((x, x_rest), (dy, dy_rest)) = (x.as_chunks(), dy.as_chunks());
-    let (dx, dx_rest) = dx.as_chunks_mut();
-    for ((x, dy), dx) in x.iter().zip(dy).zip(dx) {
-        (f32x16::load_array_ref(simd, x) + f32x16::load_array_ref(simd, dy)).store_array(dx);
-    }
-    for ((x, dy), dx) in x_rest.iter().zip(dy_rest).zip(dx_rest) {
-        *dx = x + dy;
     }
 }
