@@ -53,7 +53,8 @@ pub(crate) mod second_order;
 pub(crate) mod short;
 pub(crate) mod weights;
 
-use batch::{Back, Block, Count, KeptColumns, SavedColumns, Sums};
+use batch::write::Back;
+use batch::{Block, Count, KeptColumns, SavedColumns, Sums};
 use moments::{Moments, Spread};
 use normalize::{Layer, SavedRows};
 use passes::{Coefficients, Columns, KeptRows, Row};
@@ -244,7 +245,7 @@ pub trait Kernels: Number {
         m: &mut [Self],
     );
 
-    /// [`batch::write`]
+    /// [`batch::write::write`]
     fn batch_write(
         level: Level,
         streams: bool,
@@ -511,7 +512,7 @@ macro_rules! compile {
                 back: Option<Back<'_, Self>>,
                 out: &mut [&mut [Self]],
             ) {
-                dispatch!(level, simd => batch::write(simd, streams, layer, kept, x, back, out));
+                dispatch!(level, simd => batch::write::write(simd, streams, layer, kept, x, back, out));
             }
 
             #[cfg(feature = "rnn")]

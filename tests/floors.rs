@@ -11,7 +11,7 @@ const FLOORS: [&[&str]; 26] = [
     &["kernels/rescale", "kernels/blocks"],
     &["kernels/normalize"],
     &["kernels/passes", "kernels/batch"],
-    &["kernels/column"],
+    &["kernels/column", "kernels/batch/write"],
     &["kernels/backward", "kernels/second_order", "kernels/weights"],
     &["kernels/short", "kernels/gates", "kernels/elementwise"],
     &["kernels/rnn", "kernels/lstm", "kernels/gru", "kernels/residual"],

@@ -8,7 +8,8 @@ use ndarray::{ArrayViewMut2, Axis};
 use crate::arrays::Input;
 use crate::batch::call::{Call, ROWS, coefficients, enlist, list, rescaled, sampled, steps, take_again};
 use crate::element::Element;
-use crate::kernels::batch::{Back, Block, KeptColumns, SAMPLE, SavedColumns, Sums};
+use crate::kernels::batch::write::Back;
+use crate::kernels::batch::{Block, KeptColumns, SAMPLE, SavedColumns, Sums};
 use crate::kernels::columns::Gradient;
 use crate::parallel::{self, Job};
 

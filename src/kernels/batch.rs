@@ -30,15 +30,16 @@
 
 #![doc = include_str!("../../docs/batch_norm.md")]
 
+pub(crate) mod write;
+
 use std::ops::Range;
 
 use fearless_simd::{Simd, SimdBase};
 use fearless_simd_macros::simd;
 
 use crate::kernels::moments::Spread;
-use crate::kernels::normalize::Layer;
 use crate::number::{Number, Wide};
-use crate::simd::{Tail, front, load, splat};
+use crate::simd::{Tail, load, splat};
 
 /// The most rows of a sample: their mean is within σ of μ but for one in 15,000 normal columns.
 pub(crate) const SAMPLE: usize = 16;
@@ -435,182 +436,5 @@ pub(crate) fn coefficients<S: Simd, T: Number>(
         k[c] = T::from_f64(b * share);
         m[c] = T::from_f64(r * r * (d * divisor));
         dgain[c] = T::Wide::default().add(r * d);
-    }
-}
-
-/// What backward needs beside x to write dx.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Back<'a, T> {
-    pub(crate) dy: Block<'a, T>,
-    pub(crate) k: &'a [T],
-    pub(crate) m: &'a [T],
-}
-
-/// y of some columns of some rows, or with `back` dx.
-///
-/// `streams`: the rows come from memory.
-#[simd]
-pub(crate) fn write<S: Simd, T: Number>(
-    simd: S,
-    streams: bool,
-    layer: &Layer<'_, T>,
-    kept: KeptColumns<'_, T>,
-    x: Block<'_, T>,
-    back: Option<Back<'_, T>>,
-    out: &mut [&mut [T]],
-) {
-    let rows = out.len();
-    match back {
-        None => {
-            let back = Back { dy: x, k: kept.mean, m: kept.mean };
-            let done = match together::<S, T>(streams, kept.mean.len()) {
-                Together::All => write_rows::<S, T, false, 4>(simd, layer, kept, x, back, out, 0..rows / 4 * 4),
-                Together::Some => write_rows::<S, T, false, 2>(simd, layer, kept, x, back, out, 0..rows / 2 * 2),
-                Together::None => 0,
-            };
-            write_rows::<S, T, false, 1>(simd, layer, kept, x, back, out, done..rows);
-        }
-        Some(back) => {
-            let done = match together::<S, T>(streams, kept.mean.len()) {
-                Together::All => write_rows::<S, T, true, 4>(simd, layer, kept, x, back, out, 0..rows / 4 * 4),
-                Together::Some => write_rows::<S, T, true, 2>(simd, layer, kept, x, back, out, 0..rows / 2 * 2),
-                Together::None => 0,
-            };
-            write_rows::<S, T, true, 1>(simd, layer, kept, x, back, out, done..rows);
-        }
-    }
-}
-
-/// `R` rows at a time; `R` divides their number. Returns the row after the last.
-#[simd]
-#[inline(never)]
-fn write_rows<S: Simd, T: Number, const BACK: bool, const R: usize>(
-    simd: S,
-    layer: &Layer<'_, T>,
-    kept: KeptColumns<'_, T>,
-    x: Block<'_, T>,
-    back: Back<'_, T>,
-    out: &mut [&mut [T]],
-    rows: Range<usize>,
-) -> usize {
-    if rows.is_empty() {
-        return rows.end;
-    }
-    let groups = out[rows.clone()].as_chunks_mut::<R>().0;
-    for tile in tiles::<T>(kept.mean.len()) {
-        let (start, len) = (x.first + tile.start, tile.len());
-        let columns = Columns::<T> {
-            mean: &kept.mean[tile.clone()],
-            low: &kept.low[tile.clone()],
-            rstd: &kept.rstd[tile.clone()],
-            gain: layer.gain(start, len),
-            bias: layer.bias(start, len),
-            k: &back.k[tile.clone()],
-            m: &back.m[tile.clone()],
-        };
-        let tail = Tail::new(simd, len);
-        for (first, out) in rows.clone().step_by(R).zip(groups.iter_mut()) {
-            let (x, dy) = (x.group(first, &tile), back.dy.group(first, &tile));
-            let out = out.each_mut().map(|out| &mut out[tile.clone()]);
-            write_group::<S, T, BACK, R>(simd, &tail, &columns, x, dy, out);
-        }
-    }
-    rows.end
-}
-
-/// What is known of a tile of columns; k and m by backward alone, the bias by forward alone.
-struct Columns<'a, T> {
-    mean: &'a [T],
-    low: &'a [T],
-    rstd: &'a [T],
-    gain: &'a [T],
-    bias: &'a [T],
-    k: &'a [T],
-    m: &'a [T],
-}
-
-/// The same of a vector of them.
-struct Lanes<V> {
-    mean: V,
-    low: V,
-    scale: V,
-    bias: V,
-    k: V,
-    m: V,
-}
-
-impl<V: Copy> Lanes<V> {
-    #[inline(always)]
-    fn new<S: Simd, T: Number>(columns: &Columns<'_, T>, load: impl Fn(&[T]) -> V) -> Self
-    where
-        V: SimdBase<S, Element = T>,
-    {
-        let scale = load(columns.rstd) * load(columns.gain);
-        let (mean, low, bias) = (load(columns.mean), load(columns.low), load(columns.bias));
-        Self { mean, low, scale, bias, k: load(columns.k), m: load(columns.m) }
-    }
-
-    /// y, or with `BACK` dx.
-    #[inline(always)]
-    fn result<S: Simd, const BACK: bool>(&self, x: V, dy: V) -> V
-    where
-        V: SimdBase<S>,
-    {
-        let d = (x - self.mean) - self.low;
-        if BACK { ((dy - self.k) - d * self.m) * self.scale } else { d * self.scale + self.bias }
-    }
-}
-
-#[inline(always)]
-fn write_group<S: Simd, T: Number, const BACK: bool, const R: usize>(
-    simd: S,
-    tail: &Tail<S, T>,
-    columns: &Columns<'_, T>,
-    x: [&[T]; R],
-    dy: [&[T]; R],
-    mut out: [&mut [T]; R],
-) {
-    let front = front(out[0]);
-    if front > 0 {
-        let lanes = Lanes::new::<S, T>(
-            columns,
-            #[inline(always)]
-            |from| load::<S, T>(simd, &T::chunks(from).0[0]),
-        );
-        for r in 0..R {
-            let (x, dy) = (load::<S, T>(simd, &T::chunks(x[r]).0[0]), load::<S, T>(simd, &T::chunks(dy[r]).0[0]));
-            lanes.result::<S, BACK>(x, dy).store_array(&mut T::chunks_mut(out[r]).0[0]);
-        }
-    }
-    let count = (tail.len() - front) / T::LANES;
-    {
-        let x = x.map(|x| &T::chunks(&x[front..]).0[..count]);
-        let dy = dy.map(|dy| &T::chunks(&dy[front..]).0[..count]);
-        let out = out.each_mut().map(|out| &mut T::chunks_mut(&mut out[front..]).0[..count]);
-        for i in 0..count {
-            let lanes = Lanes::new::<S, T>(
-                columns,
-                #[inline(always)]
-                |from| load::<S, T>(simd, &T::chunks(&from[front..]).0[i]),
-            );
-            let mut result = [lanes.mean; R];
-            for r in 0..R {
-                let dy = if BACK { load::<S, T>(simd, &dy[r][i]) } else { lanes.mean };
-                result[r] = lanes.result::<S, BACK>(load::<S, T>(simd, &x[r][i]), dy);
-            }
-            for r in 0..R {
-                result[r].store_array(&mut out[r][i]);
-            }
-        }
-    }
-    if front + count * T::LANES < tail.len() {
-        let lanes = Lanes::new::<S, T>(
-            columns,
-            #[inline(always)]
-            |from| tail.load_all(from),
-        );
-        for r in 0..R {
-            tail.store_all(lanes.result::<S, BACK>(tail.load_all(x[r]), tail.load_all(dy[r])), out[r]);
-        }
     }
 }

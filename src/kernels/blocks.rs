@@ -131,13 +131,17 @@ pub(crate) fn update<S: Simd, T: Number, const A: usize>(
 
 /// The first vector of each array.
 #[inline(always)]
-fn first_of<S: Simd, T: Number, const A: usize>(simd: S, from: [&[T]; A]) -> [Vector<S, T>; A] {
+pub(crate) fn first_of<S: Simd, T: Number, const A: usize>(simd: S, from: [&[T]; A]) -> [Vector<S, T>; A] {
     vectors_at::<S, T, A>(simd, chunks_from(from, 0, 1), 0)
 }
 
 /// The last elements of each array, a vector of them.
 #[inline(always)]
-fn last_of<S: Simd, T: Number, const A: usize>(simd: S, tail: &Tail<S, T>, from: [&[T]; A]) -> [Vector<S, T>; A] {
+pub(crate) fn last_of<S: Simd, T: Number, const A: usize>(
+    simd: S,
+    tail: &Tail<S, T>,
+    from: [&[T]; A],
+) -> [Vector<S, T>; A] {
     let mut vectors = [splat(simd, T::zero()); A];
     for a in 0..A {
         vectors[a] = tail.load_all(from[a]);
@@ -147,7 +151,7 @@ fn last_of<S: Simd, T: Number, const A: usize>(simd: S, tail: &Tail<S, T>, from:
 
 /// `count` vectors of each array, from element `start` on.
 #[inline(always)]
-fn chunks_from<T: Number, const A: usize>(from: [&[T]; A], start: usize, count: usize) -> [&[T::Chunk]; A] {
+pub(crate) fn chunks_from<T: Number, const A: usize>(from: [&[T]; A], start: usize, count: usize) -> [&[T::Chunk]; A] {
     let mut chunks: [&[T::Chunk]; A] = [&[]; A];
     for a in 0..A {
         chunks[a] = &T::chunks(&from[a][start..]).0[..count];
@@ -155,9 +159,13 @@ fn chunks_from<T: Number, const A: usize>(from: [&[T]; A], start: usize, count: 
     chunks
 }
 
-// Loops: what `array::map` calls is compiled without the instruction set.
+/// Vector `i` of each array. A loop: what `array::map` calls is compiled without the instruction set.
 #[inline(always)]
-fn vectors_at<S: Simd, T: Number, const A: usize>(simd: S, chunks: [&[T::Chunk]; A], i: usize) -> [Vector<S, T>; A] {
+pub(crate) fn vectors_at<S: Simd, T: Number, const A: usize>(
+    simd: S,
+    chunks: [&[T::Chunk]; A],
+    i: usize,
+) -> [Vector<S, T>; A] {
     let mut vectors = [splat(simd, T::zero()); A];
     for a in 0..A {
         vectors[a] = load::<S, T>(simd, &chunks[a][i]);
