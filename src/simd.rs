@@ -155,6 +155,20 @@ pub(crate) fn tree<S: Simd, V: SimdBase<S>>(vectors: &mut [V]) -> V {
     sums
 }
 
+/// The sum of `R` vectors, a power of two of them: neighbours first. That is the [`tree`] of as many rows, one in each lane,
+/// whose lanes are these vectors.
+#[inline(always)]
+pub(crate) fn pairs<S: Simd, V: SimdBase<S>, const R: usize>(mut terms: [V; R]) -> V {
+    let mut left = R;
+    while left > 1 {
+        left /= 2;
+        for i in 0..left {
+            terms[i] = terms[2 * i] + terms[2 * i + 1];
+        }
+    }
+    terms[0]
+}
+
 #[inline(always)]
 fn fold<S: Simd, V: SimdBase<S>>(a: V, b: V) -> V {
     a.unzip_low(b) + a.unzip_high(b)

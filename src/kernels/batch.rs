@@ -39,7 +39,7 @@ use fearless_simd_macros::simd;
 
 use crate::kernels::moments::Spread;
 use crate::number::{Number, Wide};
-use crate::simd::{Tail, load, splat};
+use crate::simd::{Tail, load, pairs, splat};
 
 /// The most rows of a sample: their mean is within σ of μ but for one in 15,000 normal columns.
 pub(crate) const SAMPLE: usize = 16;
@@ -155,19 +155,6 @@ impl<'a, T> KeptColumns<'a, T> {
 fn tiles<T: Number>(len: usize) -> impl Iterator<Item = Range<usize>> {
     let tile = TILE * T::LANES;
     (0..len).step_by(tile).map(move |start| start..(start + tile).min(len))
-}
-
-/// The sum of `R` vectors, a power of two: neighbours first.
-#[inline(always)]
-fn pairs<S: Simd, V: SimdBase<S>, const R: usize>(mut terms: [V; R]) -> V {
-    let mut left = R;
-    while left > 1 {
-        left /= 2;
-        for i in 0..left {
-            terms[i] = terms[2 * i] + terms[2 * i + 1];
-        }
-    }
-    terms[0]
 }
 
 /// h of each column: the mean of these rows, a power of two of them and at most [`SAMPLE`].

@@ -30,7 +30,7 @@ use crate::kernels::backward;
 use crate::kernels::normalize::{self, Layer, SavedRows};
 use crate::kernels::passes::{self, Columns, KeptRows, Second};
 use crate::number::Number;
-use crate::simd::{Vector, splat};
+use crate::simd::{Vector, pairs, splat};
 
 /// Elements from the first row's first to the end of the last row's vector.
 const fn span(rows: usize, features: usize) -> usize {
@@ -92,14 +92,14 @@ fn normalize_group<S: Simd, T: Number, const R: usize>(
     let mut terms = zeros;
     terms[front..].copy_from_slice(&x[..features]);
     let centred = layer.spread.centred;
-    let near = if centred { tree(terms) / splat(simd, T::from_f64(features as f64)) } else { zeros[0] };
+    let near = if centred { pairs(terms) / splat(simd, T::from_f64(features as f64)) } else { zeros[0] };
     let (mut sums, mut squares) = (zeros, zeros);
     for j in 0..features {
         let d = x[j] - near;
         sums[front + j] = d;
         squares[front + j] = d * d;
     }
-    let (sums, squares) = (if centred { tree(sums) } else { zeros[0] }, tree(squares));
+    let (sums, squares) = (if centred { pairs(sums) } else { zeros[0] }, pairs(squares));
     let (near, sums, squares) = (near.as_slice(), sums.as_slice(), squares.as_slice());
     let group = normalize::Group::of_sums(features, count, near, sums, squares, layer.spread);
 
@@ -189,7 +189,7 @@ fn backward_group<S: Simd, T: Number, const R: usize>(
     for j in 0..features {
         (q[front + j], qd[front + j], pd[j]) = lanes.terms(splat(simd, gain[j]), x[j], dy[j]);
     }
-    group.set_coefficients(layer, tree(q).as_slice(), tree(qd).as_slice());
+    group.set_coefficients(layer, pairs(q).as_slice(), pairs(qd).as_slice());
 
     let second = Second {
         row: lanes,
@@ -257,19 +257,6 @@ fn transpose<S: Simd, V: SimdBase<S>, const R: usize>(mut vectors: [V; R]) -> [V
         }
     }
     vectors
-}
-
-/// [`simd::tree`](crate::simd::tree) of as many rows as there are lanes, one in each, whose lanes are the vectors here.
-#[inline(always)]
-fn tree<S: Simd, V: SimdBase<S>, const R: usize>(mut terms: [V; R]) -> V {
-    let mut left = R;
-    while left > 1 {
-        left /= 2;
-        for i in 0..left {
-            terms[i] = terms[2 * i] + terms[2 * i + 1];
-        }
-    }
-    terms[0]
 }
 
 #[cfg(test)]
