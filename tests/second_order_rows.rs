@@ -10,7 +10,8 @@ use layernorm::ndarray::{Array1, Array2, Array3, ArrayD, ArrayViewD, IxDyn, s};
 use layernorm::{Affine, LayerNorm, RmsNorm};
 
 tests_of_both! {
-    f32: f32_is_near_f64 the_bits_are_the_same_everywhere a_power_of_two_stays_one dgain_adds_up constant_rows_are_flat
+    f32: f32_is_near_f64 the_bits_are_the_same_everywhere a_power_of_two_stays_one a_subnormal_row_has_a_tangent
+        dgain_adds_up constant_rows_are_flat
         nan_stays_in_its_row mistakes_are_named_and_nothing_is_written no_rows_change_nothing
         parameters_may_be_missing;
     f64: the_bits_are_the_same_everywhere dgain_adds_up;
@@ -153,6 +154,21 @@ fn a_power_of_two_stays_one<T: Number, N: Norm<f32>>() {
             assert!(exponent.abs() > 70 || dx == bits(&want.dx), "{place}: dx");
         }
     }
+}
+
+/// 2^-e of such a row is no f32. The sums over X, of about 2^-131, are good to 18 bits.
+fn a_subnormal_row_has_a_tangent<T: Number, N: Norm<f32>>() {
+    let norm = N::drawn(&[40]).eps(0.0);
+    let whole = |seed| drawn::<f32, _>([3, 40], seed).mapv(|x| (x * 64.0).round());
+    let (x, along, affine) = (whole(1), whole(2), direction(&norm, 4));
+    let tangent = |scale: f32| {
+        let x = &x * scale;
+        norm.jvp(&x, &norm.forward(&x).unwrap().1, &(&along * scale), &affine).unwrap()
+    };
+    let (got, want) = (tangent(2f32.powi(-140)), tangent(1.0));
+    let largest = want.iter().fold(0.0, |largest: f32, y| largest.max(y.abs()));
+    let near = got.iter().zip(&want).all(|(got, want)| (got - want).abs() <= 40.0 * 2f32.powi(-18) * largest);
+    assert!(near, "{got}\n{want}");
 }
 
 /// Beside Σ dy·P(X), where P(X) is the jvp of a layer without parameters: at most 64 terms are added in T, each a

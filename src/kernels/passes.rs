@@ -7,7 +7,7 @@ use fearless_simd::{Simd, SimdBase};
 use crate::kernels::moments::Statistics;
 use crate::kernels::normalize::Layer;
 use crate::kernels::rescale::{rescale, rescued_at};
-use crate::number::{LARGEST_BLOCK, Number, Wide, times_power_of_two};
+use crate::number::{LARGEST_BLOCK, Number, Wide, power_of_two};
 use crate::simd::{TURNS, Tail, Vector, front, load, splat, tree, vectors};
 
 /// What forward kept of some rows, one number a row in each slice.
@@ -126,8 +126,12 @@ impl<T: Number> Row<T> {
     }
 
     /// 2^-e: what a gradient in units of the rescaled row is multiplied by.
-    pub(crate) fn scale(&self) -> T {
-        times_power_of_two(T::one(), -self.exponent)
+    #[inline(always)]
+    pub(crate) fn scale<S: Simd>(&self, simd: S) -> Scale<Vector<S, T>> {
+        // Two factors: 2^-e alone may be no number, where a gradient times it is.
+        let half = -self.exponent / 2;
+        let [first, second] = [half, -self.exponent - half].map(|half| T::from_f64(power_of_two(half)));
+        Scale([splat(simd, first), splat(simd, second)])
     }
 
     /// [`Row::coefficients`] of a row of several blocks.
@@ -154,6 +158,21 @@ impl<T: Number> Row<T> {
         let n = layer.features as f64;
         let k = if layer.spread.centred { q / n } else { 0.0 };
         Coefficients { k: T::from_f64(k), m: T::from_f64(rstd * rstd * (d / n)) }
+    }
+}
+
+/// A power of two in every lane.
+#[derive(Clone, Copy)]
+pub(crate) struct Scale<V>([V; 2]);
+
+impl<V: Copy> Scale<V> {
+    /// x times this.
+    #[inline(always)]
+    pub(crate) fn times<S: Simd>(&self, x: V) -> V
+    where
+        V: SimdBase<S>,
+    {
+        x * self.0[0] * self.0[1]
     }
 }
 

@@ -23,7 +23,7 @@ use fearless_simd_macros::simd;
 
 use crate::kernels::blocks::{blocks, joined, map, sums, update};
 use crate::kernels::normalize::Layer;
-use crate::kernels::passes::{KeptRows, Lanes, Row};
+use crate::kernels::passes::{KeptRows, Lanes, Row, Scale};
 use crate::number::{Number, Wide};
 use crate::simd::{Vector, splat};
 
@@ -85,7 +85,7 @@ pub(crate) fn jvp<S: Simd, T: Number>(
         let p = Projection::new(&row, &layer, sums);
         for block in blocks::<T>(features) {
             let (x, y) = (&x[at + block.start..at + block.end], &mut y_tangent[at + block.start..at + block.end]);
-            write_tangent(simd, &row, row.scale(), p, x, &Block::new(&layer, &direction, at, &block), y);
+            write_tangent(simd, &row, row.scale(simd), p, x, &Block::new(&layer, &direction, at, &block), y);
         }
     }
 }
@@ -127,7 +127,16 @@ pub(crate) fn double_backward<S: Simd, T: Number>(
             let (x, dy) = (&x[of_row.clone()], &dy[of_row.clone()]);
             let (dx, ddy) = (&mut dx[of_row.clone()], &mut ddy[of_row]);
             let outputs = Outputs { dx, ddy, dgain: &mut dgain[block.clone()] };
-            write_all(simd, &row, &coefficients, x, dy, &Block::new(&layer, &direction, at, &block), outputs);
+            write_all(
+                simd,
+                &row,
+                row.scale(simd),
+                &coefficients,
+                x,
+                dy,
+                &Block::new(&layer, &direction, at, &block),
+                outputs,
+            );
         }
     }
 }
@@ -202,7 +211,6 @@ impl<V: Copy> Projection<V> {
 
 /// What the second pass of [`double_backward`] needs to know of a row.
 struct Coefficients<T> {
-    scale: T,
     x: Projection<T>,
     q: Projection<T>,
     u: Projection<T>,
@@ -219,7 +227,6 @@ impl<T: Number> Coefficients<T> {
         let product_of_means = if layer.spread.centred { x.value() / n * (q.value() / n) } else { 0.0 };
         let c = xq.value() / n - product_of_means - alpha * gamma;
         Self {
-            scale: row.scale(),
             x: Projection::new(row, layer, [x, xd]),
             q: Projection::new(row, layer, [q, qd]),
             u: Projection::new(row, layer, [u, ud]),
@@ -233,13 +240,13 @@ impl<T: Number> Coefficients<T> {
 struct Tangent<V> {
     row: Lanes<V>,
     p: Projection<V>,
-    scale: V,
+    scale: Scale<V>,
 }
 
 impl<V: Copy> Tangent<V> {
     #[inline(always)]
-    fn new<S: Simd, T: Number<Vector<S> = V>>(simd: S, row: &Row<T>, scale: T, p: Projection<T>) -> Self {
-        Self { row: Lanes::new(simd, row), p: p.splat(simd), scale: splat(simd, scale) }
+    fn new<S: Simd, T: Number<Vector<S> = V>>(simd: S, row: &Row<T>, scale: Scale<V>, p: Projection<T>) -> Self {
+        Self { row: Lanes::new(simd, row), p: p.splat(simd), scale }
     }
 
     /// d and P(X).
@@ -259,7 +266,7 @@ impl<V: Copy> Tangent<V> {
         V: SimdBase<S>,
     {
         let (d, p) = self.project(x, along_x);
-        gain * (p * self.scale) + (along_gain * (d * self.row.rstd) + along_bias)
+        gain * self.scale.times(p) + (along_gain * (d * self.row.rstd) + along_bias)
     }
 }
 
@@ -268,7 +275,7 @@ impl<V: Copy> Tangent<V> {
 fn write_tangent<S: Simd, T: Number>(
     simd: S,
     row: &Row<T>,
-    scale: T,
+    scale: Scale<Vector<S, T>>,
     p: Projection<T>,
     x: &[T],
     block: &Block<'_, T>,
@@ -289,9 +296,11 @@ fn write_tangent<S: Simd, T: Number>(
 
 /// The outputs of a block.
 #[simd]
+#[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
 fn write_all<S: Simd, T: Number>(
     simd: S,
     row: &Row<T>,
+    scale: Scale<Vector<S, T>>,
     coefficients: &Coefficients<T>,
     x: &[T],
     dy: &[T],
@@ -299,9 +308,9 @@ fn write_all<S: Simd, T: Number>(
     outputs: Outputs<'_, T>,
 ) {
     if row.exponent != 0 {
-        return row.with_rescaled(x, |row, x| write_all(simd, row, coefficients, x, dy, block, outputs));
+        return row.with_rescaled(x, |row, x| write_all(simd, row, scale, coefficients, x, dy, block, outputs));
     }
-    let &Coefficients { scale, x: along, q, u, c } = coefficients;
+    let &Coefficients { x: along, q, u, c } = coefficients;
     let tangent = Tangent::new(simd, row, scale, along);
     let (rstd, q, u, c) = (
         tangent.row.rstd,
@@ -329,7 +338,7 @@ fn write_all<S: Simd, T: Number>(
             let (d, p) = tangent.project(x, along_x);
             let (p_q, p_u) = (q.of(gain * dy * rstd, d), u.of(along_gain * dy * rstd, d));
             let twice = (c[0] * p + c[1] * p_q) + d * c[2];
-            (p_u - twice * tangent.scale) * tangent.scale
+            scale.times(p_u - scale.times(twice))
         },
     );
     update(
@@ -337,6 +346,6 @@ fn write_all<S: Simd, T: Number>(
         dgain,
         [x, block.along_x, dy],
         #[inline(always)]
-        |dgain, [x, along_x, dy]| dgain + dy * (tangent.project(x, along_x).1 * tangent.scale),
+        |dgain, [x, along_x, dy]| dgain + dy * scale.times(tangent.project(x, along_x).1),
     );
 }

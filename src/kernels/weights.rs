@@ -16,9 +16,9 @@ use fearless_simd_macros::simd;
 
 use crate::kernels::blocks::{blocks, joined, map, sums};
 use crate::kernels::normalize::Layer;
-use crate::kernels::passes::{KeptRows, Row};
+use crate::kernels::passes::{KeptRows, Row, Scale};
 use crate::number::{Number, Wide};
-use crate::simd::splat;
+use crate::simd::{Vector, splat};
 
 /// dv of rows side by side in `v`, `dw` and `dv`; adds to `dgain`. `gain` and `dgain` have a number for each row, `layer` has
 /// neither gain nor bias.
@@ -49,7 +49,7 @@ pub(crate) fn backward<S: Simd, T: Number>(
         let by_rstd = gain[i].into() / n.sqrt() * rstd;
         let factors = [T::from_f64(by_rstd), T::from_f64(by_rstd * rstd * mean)];
         for at in blocks::<T>(features) {
-            write(simd, &row, row.scale(), factors, &v[at.clone()], &dw[at.clone()], &mut dv[at]);
+            write(simd, &row, row.scale(simd), factors, &v[at.clone()], &dw[at.clone()], &mut dv[at]);
         }
     }
 }
@@ -71,17 +71,24 @@ fn dot<S: Simd, T: Number>(simd: S, row: &Row<T>, v: &[T], dw: &[T]) -> [T::Wide
 
 /// dv of a block; `scale` is 2^-e.
 #[simd]
-fn write<S: Simd, T: Number>(simd: S, row: &Row<T>, scale: T, factors: [T; 2], v: &[T], dw: &[T], dv: &mut [T]) {
+fn write<S: Simd, T: Number>(
+    simd: S,
+    row: &Row<T>,
+    scale: Scale<Vector<S, T>>,
+    factors: [T; 2],
+    v: &[T],
+    dw: &[T],
+    dv: &mut [T],
+) {
     if row.exponent != 0 {
         return row.with_rescaled(v, |row, v| write(simd, row, scale, factors, v, dw, dv));
     }
     let (of_dw, of_v) = (splat(simd, factors[0]), splat(simd, factors[1]));
-    let scale = splat(simd, scale);
     map(
         simd,
         [v, dw],
         [dv],
         #[inline(always)]
-        |[v, dw]| (dw * of_dw - v * of_v) * scale,
+        |[v, dw]| scale.times(dw * of_dw - v * of_v),
     );
 }

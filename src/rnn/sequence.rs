@@ -23,7 +23,7 @@ use std::ops::Range;
 use ndarray::{ArrayView2, ArrayView3, ArrayViewMut3, Axis, Slice};
 
 use crate::element::Element;
-use crate::kernels::columns::{CHAIN, end_chain, join_block};
+use crate::kernels::columns::{CHAIN, join_block};
 use crate::kernels::gates::{NORMS, Step, StepBack};
 use crate::matmul::{Into, Matrix};
 use crate::number::{Number, Wide};
@@ -395,7 +395,7 @@ pub(crate) fn backward<T: Element, C: Cell<T>>(
                 for i in (0..count).rev() {
                     let t = first + i;
                     if chain + block > CHAIN {
-                        end_chain(chains, sums);
+                        T::end_chain(base.level, chains, sums);
                         chain = 0;
                     }
                     chain += block;
@@ -453,7 +453,7 @@ pub(crate) fn backward<T: Element, C: Cell<T>>(
                     dx.slice_axis_mut(Axis(0), Slice::from(first..first + count)).assign(&tile);
                 }
             }
-            end_chain(chains, sums);
+            T::end_chain(base.level, chains, sums);
             d_state.copy_from(dh, dc);
         });
         let (total, others) = sums.split_at_mut(columns);
