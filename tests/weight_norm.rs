@@ -63,7 +63,7 @@ fn is_right<T: Number>() {
         let norm = layer::<T>(rows);
         let (v, dw) = (drawn::<T>(rows, columns, 1), drawn::<T>(rows, columns, 2));
         let [w, dv, dgain] = all(&norm, &v, &dw);
-        for row in 0..rows {
+        for (row, dgain) in dgain.into_iter().enumerate() {
             let gain: f64 = norm.gain()[row].into();
             let wide = |values: &Array2<T>| values.row(row).iter().map(|&value| value.into()).collect::<Vec<f64>>();
             let (v, dw) = (wide(&v), wide(&dw));
@@ -89,7 +89,7 @@ fn is_right<T: Number>() {
                 let want = (of_dw * (Double::from(dw[j]) - unit[j] * dot)).to_f64();
                 check("dv", j, dv[at], want, (of_dw * largest).to_f64().abs(), T::BOUNDS[1]);
             }
-            check("dgain", 0, dgain[row], dot.to_f64(), absolute, T::BOUNDS[2]);
+            check("dgain", 0, dgain, dot.to_f64(), absolute, T::BOUNDS[2]);
         }
     }
 }
