@@ -23,95 +23,71 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod compare;
 mod data;
+mod figure;
 mod idx;
+mod kind;
 mod network;
 mod norm;
 mod options;
 mod plot;
+mod training;
 
 use std::error::Error;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use layernorm::ndarray::Array2;
-use ndarray_rand::rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 
-use common::adam::Adam;
-use common::loss::{self, Score};
 use common::program;
-use data::{CLASSES, Dataset, Images};
-use network::Network;
+use data::{CLASSES, Dataset};
 use options::Options;
-use plot::Epoch;
+use training::{Epoch, Training};
 
 fn main() -> ExitCode {
-    program::run(Options::parse(std::env::args_os().skip(1)), options::HELP, train)
+    program::run(Options::parse(std::env::args_os().skip(1)), options::HELP, run)
 }
 
-fn train(options: &Options) -> Result<(), Box<dyn Error>> {
+fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     let data = match &options.data {
         Some(directory) => Dataset::open(directory)?,
         None => Dataset::embedded()?,
     };
-    let Dataset { train, test } = &data;
-    let (pixels, hidden) = (train.pixels(), options.hidden);
+    let [height, width] = data.train.size;
+    println!("{} images to train on, {} to test, {height} x {width} pixels", data.train.len(), data.test.len());
+    match options.compare {
+        Some(seeds) => compare::run(options, seeds, &data),
+        None => train(options, &data),
+    }
+}
+
+fn train(options: &Options, data: &Dataset) -> Result<(), Box<dyn Error>> {
+    let (images, pixels, hidden) = (data.train.len(), data.train.pixels(), options.hidden);
     let title = format!("{pixels}-{hidden}-{hidden}-{CLASSES}, norm {}, batch {}", options.norm, options.batch);
     // Now rather than after the last epoch: the file may not be writable.
     plot::draw(&options.out, &title, &[])?;
 
-    let [height, width] = train.size;
-    println!("{} images to train on, {} to test, {height} x {width} pixels", train.len(), test.len());
     println!("{title}, seed {}", options.seed);
     println!("epoch   train NLL    test NLL   test error   images/s");
 
-    let mut rng = StdRng::seed_from_u64(options.seed);
-    let mut network = Network::new(options.norm, [pixels, hidden, CLASSES], &mut rng);
-    let mut adam = Adam::new();
-    let mut order: Vec<usize> = (0..train.len()).collect();
-    let (mut x, mut labels) = (Array2::zeros((0, pixels)), Vec::new());
+    let mut training = Training::new(options, data);
     let mut history = Vec::new();
+    let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} images, {eta} left")?;
+    let bar = ProgressBar::new((options.epochs * images) as u64).with_style(style);
 
-    let steps = options.epochs * train.len().div_ceil(options.batch);
-    let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} steps, {eta} left")?;
-    let bar = ProgressBar::new(steps as u64).with_style(style);
-
-    for epoch in 1..=options.epochs {
+    for number in 1..=options.epochs {
         let start = Instant::now();
-        let mut score = Score::default();
-        order.shuffle(&mut rng);
-        for indices in order.chunks(options.batch) {
-            train.gather(indices, &mut x, &mut labels);
-            let (outputs, doutputs) = network.forward(&x)?;
-            score.add(outputs, &labels);
-            loss::gradient(outputs, &labels, doutputs);
-            network.backward(&x)?;
-            adam.step(&mut network, options.lr)?;
-            bar.inc(1);
-        }
-        let speed = train.len() as f64 / start.elapsed().as_secs_f64();
-
-        let tested = measure(&network, test)?;
-        let now = Epoch { train_nll: score.nll(), test_nll: tested.nll(), test_error: tested.error() };
-        let Epoch { train_nll, test_nll, test_error } = now;
-        bar.suspend(|| println!("{epoch:5}  {train_nll:10.3e}  {test_nll:10.3e}   {test_error:8.2} %   {speed:8.0}"));
-        if !(train_nll + test_nll).is_finite() {
-            return Err(format!("the loss is no longer finite; try an `--lr` below {:e}", options.lr).into());
-        }
-        history.push(now);
+        let epoch = training.epoch(|images| bar.inc(images as u64))?;
+        let speed = images as f64 / start.elapsed().as_secs_f64();
+        let Epoch { train_nll, test_nll, test_error } = epoch;
+        bar.suspend(|| println!("{number:5}  {train_nll:10.3e}  {test_nll:10.3e}   {test_error:8.2} %   {speed:8.0}"));
+        epoch.check(options.lr)?;
+        history.push(epoch);
     }
     bar.finish_and_clear();
 
     plot::draw(&options.out, &title, &history)?;
     println!("curves: {}", options.out.display());
     Ok(())
-}
-
-fn measure(network: &Network, images: &Images) -> Result<Score, layernorm::Error> {
-    let mut score = Score::default();
-    for (x, labels) in images.chunks(500) {
-        score.add(&network.infer(x)?, labels);
-    }
-    Ok(score)
 }

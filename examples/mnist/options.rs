@@ -4,25 +4,32 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use crate::common::arguments::Arguments;
-use crate::common::kind::Kind;
+use crate::kind::Kind;
 
 pub(crate) const HELP: &str = "\
 The permutation-invariant network of the layer normalization paper (section 6.6) on digits.
 
 Usage: cargo run --release --example mnist -- [OPTIONS]
 
-  --norm KIND    layer, none: normalization of the two hidden layers [layer]
+  --norm KIND    layer, batch, rms, none: what normalizes the layers [layer]
   --batch N      images in a step [128]
-  --epochs N     walks through the training images [60]
-  --hidden N     features of a hidden layer [1000]
+  --epochs N     walks through the training images [60; 20 with --compare]
+  --hidden N     features of a hidden layer [1000; 256 with --compare]
   --lr X         Adam's learning rate [0.001]
   --seed N       of the first weights and the order of the images [1]
   --data DIR     four IDX files named as those of MNIST, gzipped or not [10,000 built-in digits]
-  --out FILE     the curves, an SVG [target/mnist.svg]
+  --out FILE     the curves, an SVG [target/mnist.svg; target/mnist-compare.svg with --compare]
+  --compare      the paper's figure 6: trains with layer, batch and none, with 128 and with 4 images in a step, each with
+                 several seeds, as many at a time as there are CPUs; ends with a table and a picture, after some minutes
+  --seeds N      with --compare: trainings of each kind, with this many seeds from --seed on [3]
   --help         this text
+
+Layer and rms normalize the two hidden layers, batch also the outputs, as in the paper. Batch divides by the unbiased
+variance where a step has at most 16 images (the paper: at 4), else by the biased one, and is tested with running
+statistics.
 ";
 
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Options {
     pub(crate) norm: Kind,
     pub(crate) batch: usize,
@@ -32,10 +39,13 @@ pub(crate) struct Options {
     pub(crate) seed: u64,
     pub(crate) data: Option<PathBuf>,
     pub(crate) out: PathBuf,
+    /// How many seeds to compare with; `None` for a single training.
+    pub(crate) compare: Option<usize>,
 }
 
-impl Default for Options {
-    fn default() -> Self {
+impl Options {
+    /// One training, as in the paper.
+    fn single() -> Self {
         Self {
             norm: Kind::Layer,
             batch: 128,
@@ -45,17 +55,25 @@ impl Default for Options {
             seed: 1,
             data: None,
             out: "target/mnist.svg".into(),
+            compare: None,
         }
     }
-}
 
-impl Options {
+    /// Many, each smaller.
+    fn comparison() -> Self {
+        let out = "target/mnist-compare.svg".into();
+        Self { epochs: 20, hidden: 256, out, compare: Some(3), ..Self::single() }
+    }
+
     /// `None` if help is wanted. An option is `--name value` or `--name=value`, and of two the last counts.
     pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Option<Self>, String> {
-        let mut options = Self::default();
+        let arguments: Vec<_> = arguments.into_iter().collect();
+        let compare = arguments.iter().any(|argument| argument == "--compare");
+        let mut options = if compare { Self::comparison() } else { Self::single() };
         let mut arguments = Arguments::new(arguments.into_iter());
         while let Some(name) = arguments.next_name()? {
             match name.as_str() {
+                "--norm" | "--batch" if compare => return Err(format!("`{name}`: `--compare` trains with several")),
                 "--norm" => options.norm = arguments.parse()?,
                 "--batch" => options.batch = arguments.positive()?,
                 "--epochs" => options.epochs = arguments.positive()?,
@@ -64,9 +82,15 @@ impl Options {
                 "--seed" => options.seed = arguments.parse()?,
                 "--data" => options.data = Some(arguments.value()?.into()),
                 "--out" => options.out = arguments.value()?.into(),
+                "--compare" if compare => {}
+                "--seeds" if compare => options.compare = Some(arguments.positive()?),
+                "--seeds" => return Err("`--seeds` is for `--compare`".into()),
                 "--help" | "-h" => return Ok(None),
                 _ => return Err(arguments.unknown()),
             }
+        }
+        if options.norm == Kind::Batch && options.batch == 1 {
+            return Err("`--norm batch`: `--batch` must be at least 2, one image has no spread".into());
         }
         Ok(Some(options))
     }

@@ -1,0 +1,110 @@
+//! The picture of a comparison, as figure 6 of the paper: a column for each size of a batch, training likelihood above
+//! test errors. A line is the mean of the seeds, what is shaded lies between the lowest and the highest of them.
+
+use std::error::Error;
+use std::ops::Range;
+use std::path::Path;
+
+use plotters::coord::ranged1d::{AsRangedCoord, ValueFormatter};
+use plotters::prelude::*;
+
+use crate::common::plot::{self, Area, FONT, line};
+use crate::compare::{BATCHES, Group};
+use crate::kind::Kind;
+use crate::plot::{decades, power};
+use crate::training::Epoch;
+
+/// Writes the picture; its directory is made if need be.
+pub(crate) fn draw(path: &Path, title: &str, groups: &[Group]) -> Result<(), Box<dyn Error>> {
+    plot::save(path, (1000, 800), title, |root| picture(root, groups))
+}
+
+fn picture(root: &Area<'_>, groups: &[Group]) -> Result<(), Box<dyn Error>> {
+    let nll = Measure { name: "training NLL [nats]", label: power, value: |epoch| epoch.train_nll, caption: true };
+    let error = Measure {
+        name: "test error [%]",
+        label: |y| format!("{y:.0}"),
+        value: |epoch| epoch.test_error,
+        caption: false,
+    };
+    let (nlls, errors) = (nll.range(groups), error.range(groups));
+    let panels = root.split_evenly((2, BATCHES.len()));
+    let (above, below) = panels.split_at(BATCHES.len());
+    for ((batch, above), below) in BATCHES.into_iter().zip(above).zip(below) {
+        let groups: Vec<_> = groups.iter().filter(|group| group.batch == batch).collect();
+        // A logarithm has no place for 0.
+        panel(above, batch, &groups, &nll, decades([nlls.start.max(1e-12), nlls.end].into_iter()).log_scale())?;
+        panel(below, batch, &groups, &error, errors.start.floor()..errors.end.ceil())?;
+    }
+    Ok(())
+}
+
+/// What is drawn upwards.
+struct Measure {
+    name: &'static str,
+    label: fn(&f64) -> String,
+    value: fn(&Epoch) -> f64,
+    caption: bool,
+}
+
+impl Measure {
+    /// The lowest and the highest of all groups, so that panels in a row have the same axis.
+    fn range(&self, groups: &[Group]) -> Range<f64> {
+        let spreads = groups.iter().flat_map(|group| (0..group.epochs()).map(|epoch| group.spread(epoch, self.value)));
+        let range = spreads.fold(f64::INFINITY..0.0, |range, [low, _, high]| range.start.min(low)..range.end.max(high));
+        if range.is_empty() { 0.5..1.0 } else { range }
+    }
+}
+
+fn panel<Y>(area: &Area<'_>, batch: usize, groups: &[&Group], measure: &Measure, y: Y) -> Result<(), Box<dyn Error>>
+where
+    Y: AsRangedCoord<Value = f64, CoordDescType: ValueFormatter<f64>>,
+{
+    let last = groups.iter().map(|group| group.epochs()).max().unwrap_or(0).max(2) as f64;
+    let mut builder = ChartBuilder::on(area);
+    builder.margin(12).x_label_area_size(42).y_label_area_size(64);
+    if measure.caption {
+        builder.caption(format!("batch {batch}"), FONT);
+    }
+    let mut chart = builder.build_cartesian_2d(1.0..last, y)?;
+    chart
+        .configure_mesh()
+        .light_line_style(TRANSPARENT)
+        .axis_desc_style(FONT)
+        .label_style(FONT)
+        .x_desc("epoch")
+        .y_desc(measure.name)
+        .disable_x_mesh()
+        .x_label_formatter(&plot::whole)
+        .y_label_formatter(&measure.label)
+        .draw()?;
+    for group in groups {
+        let color = color(group.norm);
+        let spreads: Vec<_> = (0..group.epochs()).map(|epoch| group.spread(epoch, measure.value)).collect();
+        let curve = |at: usize| (1..).map(f64::from).zip(spreads.iter().map(move |spread| spread[at]));
+        let (lowest, highest): (Vec<_>, Vec<_>) = (curve(0).collect(), curve(2).collect());
+        let band: Vec<_> = lowest.into_iter().chain(highest.into_iter().rev()).collect();
+        chart.draw_series([Polygon::new(band, color.mix(0.2))])?;
+        chart
+            .draw_series(line(curve(1).collect(), color))?
+            .label(format!("norm {}", group.norm))
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], color.stroke_width(2)));
+    }
+    chart
+        .configure_series_labels()
+        .position(if measure.caption { SeriesLabelPosition::LowerLeft } else { SeriesLabelPosition::UpperRight })
+        .label_font(FONT)
+        .background_style(WHITE)
+        .border_style(BLACK)
+        .draw()?;
+    Ok(())
+}
+
+fn color(norm: Kind) -> RGBColor {
+    match norm {
+        Kind::Layer => RGBColor(31, 119, 180),
+        Kind::Batch => RGBColor(214, 39, 40),
+        Kind::Rms => RGBColor(44, 160, 44),
+        Kind::None => RGBColor(80, 80, 80),
+    }
+}
