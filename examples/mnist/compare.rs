@@ -108,7 +108,8 @@ fn train_one(run: &Options, data: &Dataset, bar: &ProgressBar) -> Result<Vec<Epo
     let mut training = Training::new(run, data);
     let mut history = Vec::new();
     for _ in 0..run.epochs {
-        let epoch = training.epoch(|images| bar.inc(images as u64)).map_err(|error| error.to_string())?;
+        let learned = training.learn(|images| bar.inc(images as u64));
+        let epoch = learned.and_then(|score| training.test(score)).map_err(|error| error.to_string())?;
         epoch.check(run.lr).map_err(|problem| format!("{name}: {problem}"))?;
         history.push(epoch);
     }

@@ -20,21 +20,20 @@ pub(crate) fn draw(path: &Path, title: &str, groups: &[Group]) -> Result<(), Box
 }
 
 fn picture(root: &Area<'_>, groups: &[Group]) -> Result<(), Box<dyn Error>> {
-    let nll = Measure { name: "training NLL [nats]", label: power, value: |epoch| epoch.train_nll, caption: true };
-    let error = Measure {
-        name: "test error [%]",
-        label: |y| format!("{y:.0}"),
-        value: |epoch| epoch.test_error,
-        caption: false,
-    };
+    let nll = Measure { name: "training NLL [nats]", label: power, value: |epoch| epoch.train_nll };
+    let error = Measure { name: "test error [%]", label: |y| format!("{y:.0}"), value: |epoch| epoch.test_error };
+    // The same for all that stand side by side. A logarithm has no place for 0.
     let (nlls, errors) = (nll.range(groups), error.range(groups));
-    let panels = root.split_evenly((2, BATCHES.len()));
-    let (above, below) = panels.split_at(BATCHES.len());
-    for ((batch, above), below) in BATCHES.into_iter().zip(above).zip(below) {
+    let nlls = decades([nlls.start.max(1e-12)].into_iter()).start..1.2 * nlls.end;
+    let errors = errors.start.floor()..errors.end.ceil();
+
+    let columns = root.split_evenly((1, BATCHES.len()));
+    for (batch, column) in BATCHES.into_iter().zip(&columns) {
         let groups: Vec<_> = groups.iter().filter(|group| group.batch == batch).collect();
-        // A logarithm has no place for 0.
-        panel(above, batch, &groups, &nll, decades([nlls.start.max(1e-12), nlls.end].into_iter()).log_scale())?;
-        panel(below, batch, &groups, &error, errors.start.floor()..errors.end.ceil())?;
+        let column = column.titled(&format!("batch {batch}"), FONT)?;
+        let (above, below) = column.split_vertically((50).percent_height());
+        panel(&above, &groups, &nll, nlls.clone().log_scale())?;
+        panel(&below, &groups, &error, errors.clone())?;
     }
     Ok(())
 }
@@ -44,11 +43,10 @@ struct Measure {
     name: &'static str,
     label: fn(&f64) -> String,
     value: fn(&Epoch) -> f64,
-    caption: bool,
 }
 
 impl Measure {
-    /// The lowest and the highest of all groups, so that panels in a row have the same axis.
+    /// From the lowest to the highest of all groups.
     fn range(&self, groups: &[Group]) -> Range<f64> {
         let spreads = groups.iter().flat_map(|group| (0..group.epochs()).map(|epoch| group.spread(epoch, self.value)));
         let range = spreads.fold(f64::INFINITY..0.0, |range, [low, _, high]| range.start.min(low)..range.end.max(high));
@@ -56,17 +54,16 @@ impl Measure {
     }
 }
 
-fn panel<Y>(area: &Area<'_>, batch: usize, groups: &[&Group], measure: &Measure, y: Y) -> Result<(), Box<dyn Error>>
+fn panel<Y>(area: &Area<'_>, groups: &[&Group], measure: &Measure, y: Y) -> Result<(), Box<dyn Error>>
 where
     Y: AsRangedCoord<Value = f64, CoordDescType: ValueFormatter<f64>>,
 {
     let last = groups.iter().map(|group| group.epochs()).max().unwrap_or(0).max(2) as f64;
-    let mut builder = ChartBuilder::on(area);
-    builder.margin(12).x_label_area_size(42).y_label_area_size(64);
-    if measure.caption {
-        builder.caption(format!("batch {batch}"), FONT);
-    }
-    let mut chart = builder.build_cartesian_2d(1.0..last, y)?;
+    let mut chart = ChartBuilder::on(area)
+        .margin(12)
+        .x_label_area_size(42)
+        .y_label_area_size(64)
+        .build_cartesian_2d(1.0..last, y)?;
     chart
         .configure_mesh()
         .light_line_style(TRANSPARENT)
@@ -92,7 +89,7 @@ where
     }
     chart
         .configure_series_labels()
-        .position(if measure.caption { SeriesLabelPosition::LowerLeft } else { SeriesLabelPosition::UpperRight })
+        .position(SeriesLabelPosition::UpperRight)
         .label_font(FONT)
         .background_style(WHITE)
         .border_style(BLACK)

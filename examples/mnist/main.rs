@@ -78,8 +78,9 @@ fn train(options: &Options, data: &Dataset) -> Result<(), Box<dyn Error>> {
 
     for number in 1..=options.epochs {
         let start = Instant::now();
-        let epoch = training.epoch(|images| bar.inc(images as u64))?;
+        let learned = training.learn(|images| bar.inc(images as u64))?;
         let speed = images as f64 / start.elapsed().as_secs_f64();
+        let epoch = training.test(learned)?;
         let Epoch { train_nll, test_nll, test_error } = epoch;
         bar.suspend(|| println!("{number:5}  {train_nll:10.3e}  {test_nll:10.3e}   {test_error:8.2} %   {speed:8.0}"));
         epoch.check(options.lr)?;

@@ -13,7 +13,7 @@ Usage: cargo run --release --example mnist -- [OPTIONS]
 
   --norm KIND    layer, batch, rms, none: what normalizes the layers [layer]
   --batch N      images in a step [128]
-  --epochs N     walks through the training images [60; 20 with --compare]
+  --epochs N     walks through the training images [60; 30 with --compare]
   --hidden N     features of a hidden layer [1000; 256 with --compare]
   --lr X         Adam's learning rate [0.001]
   --seed N       of the first weights and the order of the images [1]
@@ -62,7 +62,7 @@ impl Options {
     /// Many, each smaller.
     fn comparison() -> Self {
         let out = "target/mnist-compare.svg".into();
-        Self { epochs: 20, hidden: 256, out, compare: Some(3), ..Self::single() }
+        Self { epochs: 30, hidden: 256, out, compare: Some(3), ..Self::single() }
     }
 
     /// `None` if help is wanted. An option is `--name value` or `--name=value`, and of two the last counts.
@@ -106,29 +106,63 @@ mod tests {
         Options::parse(line.split_whitespace().map(OsString::from))
     }
 
+    /// The line of the help for an option.
+    fn help(name: &str) -> &str {
+        HELP.lines().find(|line| line.trim_start().starts_with(&format!("{name} "))).expect(name)
+    }
+
     #[test]
     fn nothing_is_the_default() {
-        assert_eq!(options("").unwrap().unwrap(), Options::default());
+        assert_eq!(options("").unwrap().unwrap(), Options::single());
     }
 
     #[test]
     fn help_says_the_defaults() {
-        let Options { norm, batch, epochs, hidden, lr, seed, data: _, out } = Options::default();
-        let out = out.display();
-        for default in [&norm as &dyn Display, &batch, &epochs, &hidden, &lr, &seed, &out] {
-            assert!(HELP.contains(&format!("[{default}]")), "{default}");
+        let Options { norm, batch, epochs, hidden, lr, seed, data: _, out, compare } = Options::single();
+        assert_eq!(compare, None);
+        for (name, default) in
+            [("--norm", &norm as &dyn Display), ("--batch", &batch), ("--lr", &lr), ("--seed", &seed)]
+        {
+            assert!(help(name).ends_with(&format!("[{default}]")), "{}", help(name));
+        }
+        let many = Options::comparison();
+        for (name, default, compared) in [
+            ("--epochs", &epochs as &dyn Display, &many.epochs as &dyn Display),
+            ("--hidden", &hidden, &many.hidden),
+            ("--out", &out.display(), &many.out.display()),
+        ] {
+            assert!(help(name).ends_with(&format!("[{default}; {compared} with --compare]")), "{}", help(name));
+        }
+        assert!(help("--seeds").ends_with(&format!("[{}]", many.compare.unwrap())));
+        assert_eq!((many.lr, many.seed), (lr, seed));
+    }
+
+    #[test]
+    fn help_names_every_norm() {
+        for kind in Kind::ALL {
+            assert!(help("--norm").contains(&kind.to_string()), "{kind}");
+            assert_eq!(options(&format!("--norm {kind}")).unwrap().unwrap().norm, kind);
         }
     }
 
     #[test]
     fn a_value_follows_or_is_joined() {
-        let expected = Options { norm: Kind::None, batch: 4, data: Some("d".into()), ..Options::default() };
+        let expected = Options { norm: Kind::None, batch: 4, data: Some("d".into()), ..Options::single() };
         assert_eq!(options("--norm none --batch=4 --data d").unwrap().unwrap(), expected);
+    }
+
+    #[test]
+    fn compare_has_its_own_defaults_wherever_it_stands() {
+        let expected = Options { hidden: 7, ..Options::comparison() };
+        for line in ["--compare --hidden 7", "--hidden 7 --compare", "--hidden=7 --compare --seeds 3"] {
+            assert_eq!(options(line).unwrap().unwrap(), expected, "{line}");
+        }
     }
 
     #[test]
     fn help_is_not_an_error() {
         assert_eq!(options("--batch 4 --help").unwrap(), None);
+        assert_eq!(options("--compare --help").unwrap(), None);
     }
 
     #[test]
@@ -142,7 +176,13 @@ mod tests {
             ("--lr nan", "`--lr nan`: must be finite and above 0"),
             ("--batch 0", "`--batch 0`: must be at least 1"),
             ("--seed -1", "`--seed -1`: invalid digit found in string"),
-            ("--norm group", "`--norm group`: expected `layer` or `none`"),
+            ("--norm group", "`--norm group`: expected `layer`, `batch`, `rms` or `none`"),
+            ("--norm batch --batch 1", "`--norm batch`: `--batch` must be at least 2, one image has no spread"),
+            ("--norm rms --compare", "`--norm`: `--compare` trains with several"),
+            ("--compare --batch 4", "`--batch`: `--compare` trains with several"),
+            ("--seeds 2", "`--seeds` is for `--compare`"),
+            ("--compare --seeds 0", "`--seeds 0`: must be at least 1"),
+            ("--compare=3", "unknown option `--compare=3`"),
         ] {
             assert_eq!(options(line).unwrap_err(), message, "{line}");
         }
