@@ -125,12 +125,12 @@ fn medians(case: &mut Case) -> [f64; CALLS.len()] {
     });
     let mut samples = [[0.0; TURNS]; CALLS.len()];
     for turn in 0..TURNS {
-        for (i, (_, call, _)) in CALLS.iter().enumerate() {
+        for (((_, call, _), repeats), samples) in CALLS.iter().zip(repeats).zip(&mut samples) {
             let start = Instant::now();
-            for _ in 0..repeats[i] {
+            for _ in 0..repeats {
                 call(black_box(case));
             }
-            samples[i][turn] = start.elapsed().as_secs_f64() / f64::from(repeats[i]);
+            samples[turn] = start.elapsed().as_secs_f64() / f64::from(repeats);
         }
     }
     samples.map(|mut samples| {

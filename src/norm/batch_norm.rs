@@ -2,7 +2,7 @@
 
 use ndarray::{Array, ArrayRef, ArrayViewD, ArrayViewMutD, Dimension, IntoDimension};
 
-use crate::batch::{self, Call};
+use crate::batch::{self, call::Call};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::kernels::batch::SavedColumns;

@@ -1,0 +1,237 @@
+//! What the jobs of a batch share: the call, its inputs row by row and column by column, and columns that are taken again.
+
+use std::ops::Range;
+
+use fearless_simd::Level;
+use ndarray::{ArrayBase, ArrayView, ArrayView2, ArrayViewD, Axis, Dimension, IxDyn, RawData};
+
+use crate::element::Element;
+use crate::kernels::batch::{AGAIN, Block, Count, KeptColumns, SAMPLE, SavedColumns};
+use crate::kernels::column::{Column, Own};
+use crate::kernels::columns::{CHAIN, rows_per_block};
+use crate::kernels::normalize::Layer;
+use crate::number::Wide;
+use crate::tiles::{gather, merge_leading};
+
+/// What all jobs of a call share.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Call<'a, T> {
+    pub(crate) level: Level,
+    pub(crate) layer: Layer<'a, T>,
+    /// How many trailing axes are a row.
+    pub(crate) trailing: usize,
+    pub(crate) rows: usize,
+    pub(crate) unbiased: bool,
+}
+
+/// Bytes of a call's arrays above which they come from memory.
+const STREAMS: usize = 12 * 1024 * 1024;
+
+/// Bytes of a tile of columns, about: with its y or dy well within L2.
+const PACKED: usize = 128 * 1024;
+
+/// Bytes of a tile of rows, about: small beside L2.
+const TILE: usize = 64 * 1024;
+
+impl<'a, T: Element> Call<'a, T> {
+    pub(crate) fn count(&self) -> Count {
+        let rows = self.rows as f64;
+        Count { rows, divisor: if self.unbiased { rows - 1.0 } else { rows } }
+    }
+
+    pub(crate) fn bytes(&self, arrays: usize) -> usize {
+        arrays * self.rows * self.layer.features * size_of::<T>()
+    }
+
+    /// Whether the arrays come from memory, not from a cache.
+    pub(crate) fn streams(&self) -> bool {
+        self.bytes(2) > STREAMS
+    }
+
+    /// Rows of a tile.
+    pub(crate) fn tile_rows(&self) -> usize {
+        (TILE / size_of::<T>() / self.layer.features).clamp(1, CHAIN)
+    }
+
+    pub(crate) fn gain_of(&self, column: usize) -> T {
+        self.layer.gain.map_or(T::one(), |gain| gain[column])
+    }
+
+    pub(crate) fn bias_of(&self, column: usize) -> T {
+        self.layer.bias.map_or(T::zero(), |bias| bias[column])
+    }
+
+    /// Rows of a row block.
+    pub(crate) fn block(&self) -> usize {
+        rows_per_block(self.rows, self.layer.features)
+    }
+
+    /// The column sums of all row blocks.
+    pub(crate) fn sums(&self) -> usize {
+        self.rows.div_ceil(self.block()) * 2 * self.layer.features
+    }
+
+    pub(crate) fn block_of<'b>(&self, rows: &'b [T]) -> Block<'b, T> {
+        Block { rows, stride: self.layer.features, first: 0 }
+    }
+
+    /// Columns of a tile that is taken from its sums to its y.
+    pub(crate) fn tile_columns(&self) -> usize {
+        (PACKED / size_of::<T>() / self.rows).next_multiple_of(4 * T::LANES)
+    }
+
+    /// A tile of columns of all rows: in `buffer`, unless it is all columns. Rows of 2ⁿ bytes would push each other out of
+    /// a cache.
+    pub(crate) fn pack<'b>(&self, rows: &'b [T], tile: &Range<usize>, buffer: &'b mut [T]) -> Block<'b, T> {
+        let features = self.layer.features;
+        if tile.len() == features {
+            return self.block_of(rows);
+        }
+        for (packed, row) in buffer.chunks_exact_mut(tile.len()).zip(rows.chunks_exact(features)) {
+            packed.copy_from_slice(&row[tile.clone()]);
+        }
+        Block { rows: &buffer[..self.rows * tile.len()], stride: tile.len(), first: tile.start }
+    }
+}
+
+/// Rows to be read.
+#[derive(Debug)]
+pub(crate) enum Input<'a, T> {
+    Adjacent(&'a [T]),
+    Strided(ArrayViewD<'a, T>),
+}
+
+impl<'a, T: Element> Input<'a, T> {
+    pub(crate) fn new<D: Dimension>(view: ArrayView<'a, T, D>, trailing: usize) -> Self {
+        match view.to_slice() {
+            Some(slice) => Self::Adjacent(slice),
+            None => {
+                let mut view = view.into_dyn();
+                merge_leading(&mut view, trailing);
+                Self::Strided(view)
+            }
+        }
+    }
+
+    /// Some rows, in `tile` if they are not side by side.
+    pub(crate) fn rows<'b>(&'b self, call: &Call<'_, T>, rows: Range<usize>, tile: &'b mut [T]) -> &'b [T] {
+        let features = call.layer.features;
+        match self {
+            Self::Adjacent(slice) => &slice[rows.start * features..rows.end * features],
+            Self::Strided(view) => {
+                let tile = &mut tile[..rows.len() * features];
+                gather(view, call.trailing, rows, tile);
+                tile
+            }
+        }
+    }
+
+    pub(crate) fn column(&self, call: &Call<'_, T>, column: usize) -> ArrayViewD<'_, T> {
+        match self {
+            Self::Adjacent(slice) => column_of_rows(slice, call, column),
+            Self::Strided(view) => column_of(view.view(), call.trailing, column),
+        }
+    }
+}
+
+fn column_of_rows<'a, T: Element>(rows: &'a [T], call: &Call<'_, T>, column: usize) -> ArrayViewD<'a, T> {
+    let view = ArrayView2::from_shape((call.rows, call.layer.features), rows).expect("whole rows");
+    column_of(view.into_dyn(), 1, column)
+}
+
+/// One element of each row.
+pub(crate) fn column_of<S: RawData>(
+    mut view: ArrayBase<S, IxDyn>,
+    trailing: usize,
+    mut column: usize,
+) -> ArrayBase<S, IxDyn> {
+    for _ in 0..trailing {
+        let last = view.ndim() - 1;
+        let len = view.len_of(Axis(last));
+        view.index_axis_inplace(Axis(last), column % len);
+        column /= len;
+    }
+    view
+}
+
+/// Ranges of at most `step` that make up `all`.
+pub(crate) fn steps(all: Range<usize>, step: usize) -> impl Iterator<Item = Range<usize>> {
+    all.clone().step_by(step).map(move |start| start..(start + step).min(all.end))
+}
+
+/// The rows of a sample.
+pub(crate) fn sampled(rows: usize) -> impl Iterator<Item = usize> {
+    let sample = (1 << rows.ilog2()).min(SAMPLE);
+    (0..sample).map(move |i| i * rows / sample)
+}
+
+pub(crate) const ROWS: &str = "an array has its rows";
+
+/// The column of a call that is taken again, in the units that forward found.
+pub(crate) fn rescaled<T: Element>(
+    call: &Call<'_, T>,
+    x: &Input<'_, T>,
+    exponent: &[i16],
+    start: usize,
+) -> impl Iterator<Item = (usize, Column<T>)> {
+    let marked = exponent.iter().enumerate().filter(|(_, exponent)| **exponent != 0);
+    marked.map(move |(c, &exponent)| {
+        let x = x.column(call, start + c);
+        (c, Column::at(x.iter().copied(), exponent.into(), call.count(), call.layer.spread))
+    })
+}
+
+/// Takes the statistics of marked columns again.
+#[cold]
+pub(crate) fn take_again<T: Element>(
+    call: &Call<'_, T>,
+    x: &Input<'_, T>,
+    start: usize,
+    saved: &mut SavedColumns<'_, T>,
+) {
+    for c in 0..saved.exponent.len() {
+        if saved.exponent[c] == AGAIN {
+            let x = x.column(call, start + c);
+            let column = Column::new(x.iter().copied(), call.count(), call.layer.spread);
+            let Own { mean, low, variance, rstd } = column.own();
+            (saved.mean[c], saved.low[c], saved.variance[c], saved.rstd[c]) = (mean, low, variance, rstd);
+            saved.exponent[c] = column.exponent as i16;
+        }
+    }
+}
+
+/// k and m of the columns from `start` on; their totals become what dgain and dbias add.
+pub(crate) fn coefficients<T: Element>(
+    call: &Call<'_, T>,
+    kept: KeptColumns<'_, T>,
+    (x, dy): (&Input<'_, T>, &Input<'_, T>),
+    start: usize,
+    totals: &mut [T::Wide],
+    k: &mut [T],
+    m: &mut [T],
+) {
+    T::batch_coefficients(call.level, call.count(), kept, totals, k, m);
+    let columns = k.len();
+    for (c, column) in rescaled(call, x, kept.exponent, start) {
+        let (x, dy) = (x.column(call, start + c), dy.column(call, start + c));
+        let pairs = x.iter().copied().zip(dy.iter().copied());
+        let dgain;
+        (k[c], m[c], dgain) = column.coefficients(totals[columns + c].value(), pairs, call.count());
+        totals[c] = <T::Wide as Default>::default().add(dgain);
+    }
+}
+
+/// No rows yet, and room for a chain of them.
+pub(crate) fn list<'a, T>() -> [&'a mut [T]; CHAIN] {
+    std::array::from_fn(|_| &mut [][..])
+}
+
+/// Puts rows into a list. How many there are.
+pub(crate) fn enlist<'a, T>(rows: impl Iterator<Item = &'a mut [T]>, list: &mut [&'a mut [T]; CHAIN]) -> usize {
+    let mut count = 0;
+    for (slot, row) in list.iter_mut().zip(rows) {
+        *slot = row;
+        count += 1;
+    }
+    count
+}
