@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::data::Dataset;
+use crate::data::{CLASSES, Dataset};
 use crate::figure;
 use crate::kind::Kind;
 use crate::options::Options;
@@ -42,7 +42,7 @@ impl Group {
 /// Trains all kinds with all batches and `seeds` seeds; prints a table and draws a picture.
 pub(crate) fn run(options: &Options, seeds: usize, data: &Dataset) -> Result<(), Box<dyn Error>> {
     let Options { epochs, hidden, .. } = *options;
-    let title = format!("{}-{hidden}-{hidden}-{}, {seeds} seeds", data.train.pixels(), crate::data::CLASSES);
+    let title = format!("{}-{hidden}-{hidden}-{}, {seeds} seeds", data.train.pixels(), CLASSES);
     // Now rather than after the last epoch: the file may not be writable.
     figure::draw(&options.out, &title, &[])?;
     println!("{title}, {epochs} epochs");
@@ -50,10 +50,10 @@ pub(crate) fn run(options: &Options, seeds: usize, data: &Dataset) -> Result<(),
     let runs = runs(options, seeds);
     let start = Instant::now();
     let histories = train(&runs, data)?;
-    let mut histories = histories.into_iter();
     let groups: Vec<_> = runs
         .chunks(seeds)
-        .map(|runs| Group { norm: runs[0].norm, batch: runs[0].batch, seeds: histories.by_ref().take(seeds).collect() })
+        .zip(histories.chunks(seeds))
+        .map(|(runs, seeds)| Group { norm: runs[0].norm, batch: runs[0].batch, seeds: seeds.to_vec() })
         .collect();
 
     print!("\n{}", table(&groups));
@@ -74,7 +74,9 @@ fn runs(options: &Options, seeds: usize) -> Vec<Options> {
     runs
 }
 
-/// The epochs of each run. As many runs at a time as there are CPUs: what a run gives does not depend on the others.
+/// The epochs of each run, or what stopped one of them.
+///
+/// As many runs at a time as there are CPUs: what a run gives does not depend on the others.
 fn train(runs: &[Options], data: &Dataset) -> Result<Vec<Vec<Epoch>>, String> {
     let images = runs.iter().map(|run| run.epochs * data.train.len()).sum::<usize>();
     let style =
@@ -85,11 +87,18 @@ fn train(runs: &[Options], data: &Dataset) -> Result<Vec<Vec<Epoch>>, String> {
     let mut histories = vec![Vec::new(); runs.len()];
     // The last ones, of small batches, take longest: they come first.
     let queue = Mutex::new(runs.iter().zip(&mut histories).rev());
+    let queue = || queue.lock().unwrap_or_else(PoisonError::into_inner);
     let work = || -> Result<(), String> {
         loop {
-            let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let next = queue().next();
             let Some((run, history)) = next else { return Ok(()) };
-            *history = train_one(run, data, &bar)?;
+            match train_one(run, data, &bar) {
+                Ok(epochs) => *history = epochs,
+                Err(problem) => {
+                    queue().by_ref().for_each(drop);
+                    return Err(problem);
+                }
+            }
         }
     };
     let threads = thread::available_parallelism().map_or(1, usize::from).min(runs.len());

@@ -11,7 +11,7 @@ use plotters::prelude::*;
 use crate::common::plot::{self, Area, FONT, line};
 use crate::compare::{BATCHES, Group};
 use crate::kind::Kind;
-use crate::plot::{decades, power};
+use crate::plot::{decade, power};
 use crate::training::Epoch;
 
 /// Writes the picture; its directory is made if need be.
@@ -20,12 +20,24 @@ pub(crate) fn draw(path: &Path, title: &str, groups: &[Group]) -> Result<(), Box
 }
 
 fn picture(root: &Area<'_>, groups: &[Group]) -> Result<(), Box<dyn Error>> {
-    let nll = Measure { name: "training NLL [nats]", label: power, value: |epoch| epoch.train_nll };
-    let error = Measure { name: "test error [%]", label: |y| format!("{y:.0}"), value: |epoch| epoch.test_error };
-    // The same for all that stand side by side. A logarithm has no place for 0.
+    let nll = Measure {
+        name: "training NLL [nats]",
+        label: power,
+        // A logarithm has no place for 0.
+        value: |epoch| epoch.train_nll.max(1e-12),
+        legend: false,
+    };
+    let error = Measure {
+        name: "test error [%]",
+        label: |y| y.to_string(),
+        value: |epoch| epoch.test_error,
+        // Errors fall at first: above them, on the right, is room.
+        legend: true,
+    };
+    // The same for all that stand side by side.
     let (nlls, errors) = (nll.range(groups), error.range(groups));
-    let nlls = decades([nlls.start.max(1e-12)].into_iter()).start..1.2 * nlls.end;
-    let errors = errors.start.floor()..errors.end.ceil();
+    let nlls = decade(nlls.start)..1.2 * nlls.end;
+    let errors = errors.start.floor()..errors.end.floor() + 1.0;
 
     let columns = root.split_evenly((1, BATCHES.len()));
     for (batch, column) in BATCHES.into_iter().zip(&columns) {
@@ -43,6 +55,7 @@ struct Measure {
     name: &'static str,
     label: fn(&f64) -> String,
     value: fn(&Epoch) -> f64,
+    legend: bool,
 }
 
 impl Measure {
@@ -50,7 +63,7 @@ impl Measure {
     fn range(&self, groups: &[Group]) -> Range<f64> {
         let spreads = groups.iter().flat_map(|group| (0..group.epochs()).map(|epoch| group.spread(epoch, self.value)));
         let range = spreads.fold(f64::INFINITY..0.0, |range, [low, _, high]| range.start.min(low)..range.end.max(high));
-        if range.is_empty() { 0.5..1.0 } else { range }
+        if range.start > range.end { 0.5..1.0 } else { range }
     }
 }
 
@@ -87,13 +100,15 @@ where
             .label(format!("norm {}", group.norm))
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], color.stroke_width(2)));
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperRight)
-        .label_font(FONT)
-        .background_style(WHITE)
-        .border_style(BLACK)
-        .draw()?;
+    if measure.legend {
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::UpperRight)
+            .label_font(FONT)
+            .background_style(WHITE)
+            .border_style(BLACK)
+            .draw()?;
+    }
     Ok(())
 }
 
@@ -103,5 +118,40 @@ fn color(norm: Kind) -> RGBColor {
         Kind::Batch => RGBColor(214, 39, 40),
         Kind::Rms => RGBColor(44, 160, 44),
         Kind::None => RGBColor(80, 80, 80),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compare::KINDS;
+
+    fn svg(histories: &[Vec<Epoch>]) -> String {
+        let groups: Vec<_> = BATCHES
+            .into_iter()
+            .flat_map(|batch| KINDS.map(|norm| Group { norm, batch, seeds: histories.to_vec() }))
+            .collect();
+        let mut svg = String::new();
+        let root = SVGBackend::with_string(&mut svg, (1000, 800)).into_drawing_area();
+        picture(&root, &groups).unwrap();
+        drop(root);
+        svg
+    }
+
+    #[test]
+    fn what_is_compared_is_named() {
+        let epoch = |number: f64| Epoch { train_nll: number, test_nll: 1.0, test_error: 10.0 * number };
+        let svg = svg(&[vec![epoch(0.5), epoch(0.01)], vec![epoch(0.6), epoch(0.02)]]);
+        for name in ["norm layer", "norm batch", "norm none", "batch 128", "batch 4", "training NLL", "test error"] {
+            assert!(svg.contains(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn no_seed_one_epoch_and_a_likelihood_of_1_are_drawn() {
+        for histories in [vec![], vec![vec![Epoch { train_nll: 0.0, test_nll: 0.0, test_error: 0.0 }]]] {
+            let svg = svg(&histories);
+            assert!(svg.ends_with("</svg>\n") && !svg.contains("NaN") && !svg.contains("inf"), "{svg}");
+        }
     }
 }

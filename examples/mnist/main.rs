@@ -1,9 +1,10 @@
-//! Section 6.6 of the paper on 10,000 digits of MNIST: how fast a network learns with and without layer norm.
+//! Section 6.6 of the paper on 10,000 digits of MNIST: how fast a network learns with layer norm, with others and without.
 //!
 //! ```sh
 //! cargo run --release --example mnist
 //! cargo run --release --example mnist -- --norm none
-//! cargo run --release --example mnist -- --batch 4 --epochs 5
+//! cargo run --release --example mnist -- --norm batch --batch 4 --epochs 5
+//! cargo run --release --example mnist -- --compare
 //! ```
 //!
 //! The paper has 55,000 images to train on; `--data DIR` reads the original files, or those of Fashion-MNIST. 8,000 show
@@ -17,6 +18,23 @@
 //!
 //! Adam's rate of 0.001 is high for this network: now and then it leaves a minimum again (seeds 4 and 6 with layer norm
 //! at epoch 20). Both have settled by epoch 60, the number of the paper.
+//!
+//! `--compare` draws the paper's figure 6, smaller: 256 features, 30 epochs, seeds 1 to 3. Lowest, mean and highest:
+//!
+//! ```text
+//!                                    train NLL, epoch 30    test error, epoch 1               epoch 30
+//! norm layer  batch 128     1.9e-4   1.9e-4   2.0e-4    6.65   7.02   7.20 %    4.15   4.32   4.40 %
+//! norm batch  batch 128     2.7e-2   2.7e-2   2.8e-2    6.10   6.43   6.65 %    3.50   3.63   3.75 %
+//! norm none   batch 128     5.3e-4   5.5e-4   5.7e-4    8.65   9.68  10.60 %    3.85   4.10   4.30 %
+//! norm layer  batch   4     2.5e-6   3.9e-3   7.3e-3    7.90   8.50   9.40 %    3.45   4.25   5.00 %
+//! norm batch  batch   4     5.1e-1   5.2e-1   5.4e-1    9.50  10.82  12.05 %    4.65   4.82   5.00 %
+//! norm none   batch   4     1.9e-2   2.5e-2   3.3e-2    6.80   7.35   8.25 %    4.25   4.57   5.00 %
+//! ```
+//!
+//! As in the paper, layer norm is fastest down the training likelihood (at 4 only after some epochs), and small batches
+//! harm batch norm most. Other than there, batch norm with 128 has the lowest test error in every epoch, though its norm
+//! before the softmax keeps it from a fit: on the hidden layers alone it ends at 3e-4 to 1e-3, and 3.6 to 4.1 %. With 4, no
+//! norm is best after an epoch, and after 30 the seeds of all three overlap.
 //!
 //! A seed gives the same numbers on any number of threads of one kind of CPU. On another kind the matrix products round
 //! differently, which is like another seed.

@@ -147,3 +147,21 @@ impl Layer {
 fn relu(x: f32) -> f32 {
     if x < 0.0 { 0.0 } else { x }
 }
+
+#[cfg(test)]
+mod tests {
+    use ndarray_rand::rand::SeedableRng;
+
+    use super::*;
+
+    #[test]
+    fn batch_norm_has_all_layers_the_others_the_hidden_ones() {
+        // A weight and a bias each, and the gains.
+        for (kind, gains) in [(Kind::Layer, 2), (Kind::Rms, 2), (Kind::Batch, 3), (Kind::None, 0)] {
+            let mut network = Network::new(kind, 4, [5, 3, 2], &mut StdRng::seed_from_u64(1));
+            let mut parameters = 0;
+            network.zip(&mut |_, _| parameters += 1).unwrap();
+            assert_eq!(parameters, 6 + gains, "{kind}");
+        }
+    }
+}

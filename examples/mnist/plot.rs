@@ -82,10 +82,15 @@ fn picture(root: &Area<'_>, epochs: &[Epoch]) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The powers of ten around the values, the lower one a little inside, so that it gets its label.
-pub(crate) fn decades(values: impl Iterator<Item = f64>) -> Range<f64> {
+/// The powers of ten around the values.
+fn decades(values: impl Iterator<Item = f64>) -> Range<f64> {
     let (low, high) = values.fold((1.0, 1e-3), |(low, high): (f64, f64), y| (low.min(y), high.max(y)));
-    0.9 * 10_f64.powf(low.log10().floor())..10_f64.powf(high.log10().ceil())
+    decade(low)..10_f64.powf(high.log10().ceil())
+}
+
+/// Where an axis starts that has the power of ten below the value: a little lower, so that it gets its label.
+pub(crate) fn decade(low: f64) -> f64 {
+    0.9 * 10_f64.powf(low.log10().floor())
 }
 
 /// A power of ten, the small ones short.
