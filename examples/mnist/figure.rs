@@ -29,7 +29,7 @@ fn picture(root: &Area<'_>, groups: &[Group]) -> Result<(), Box<dyn Error>> {
     };
     let error = Measure {
         name: "test error [%]",
-        label: |y| y.to_string(),
+        label: |y| format!("{y:.1}"),
         value: |epoch| epoch.test_error,
         // Errors fall at first: above them, on the right, is room.
         legend: true,
@@ -148,10 +148,14 @@ mod tests {
     }
 
     #[test]
-    fn no_seed_one_epoch_and_a_likelihood_of_1_are_drawn() {
+    fn no_seed_one_epoch_and_a_likelihood_of_1_have_axes() {
         for histories in [vec![], vec![vec![Epoch { train_nll: 0.0, test_nll: 0.0, test_error: 0.0 }]]] {
             let svg = svg(&histories);
-            assert!(svg.ends_with("</svg>\n") && !svg.contains("NaN") && !svg.contains("inf"), "{svg}");
+            // A likelihood's label and one of the errors in the middle.
+            let likelihood = if histories.is_empty() { "0.1" } else { "1e-12" };
+            for label in [likelihood, "0.5"] {
+                assert!(svg.contains(&format!("\n{label}\n")), "{label} in {svg}");
+            }
         }
     }
 }
