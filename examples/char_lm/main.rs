@@ -27,6 +27,7 @@ mod cell;
 #[path = "../common/mod.rs"]
 mod common;
 mod embedding;
+mod kind;
 mod model;
 mod options;
 mod output;
@@ -46,9 +47,9 @@ use ndarray_rand::rand::{SeedableRng, rngs::StdRng};
 
 use cell::Cell;
 use common::adam::Adam;
-use common::kind::Kind;
 use common::loss::{self, Score};
 use common::program;
+use kind::Kind;
 use model::{Model, Size};
 use options::Options;
 use plot::Measured;

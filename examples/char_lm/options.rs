@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::cell::Cell;
 use crate::common::arguments::Arguments;
-use crate::common::kind::Kind;
+use crate::kind::Kind;
 
 pub(crate) const HELP: &str = "\
 A recurrent network that learns to guess the next character of Shakespeare, and then writes some.

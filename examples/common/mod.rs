@@ -2,7 +2,6 @@
 
 pub(crate) mod adam;
 pub(crate) mod arguments;
-pub(crate) mod kind;
 pub(crate) mod loss;
 pub(crate) mod matmul;
 pub(crate) mod plot;

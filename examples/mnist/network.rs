@@ -1,7 +1,6 @@
 //! The network of section 6.6: pixels, two hidden layers of ReLUs, one output for each class.
 //!
-//! A layer is h = relu(norm(x·W)). The norm has the bias, so the product needs none. The outputs are not normalized:
-//! their scale is how sure the network is, and layer norm would fix it.
+//! A layer is h = relu(norm(x·W)). The norm has the bias, so the product needs none.
 
 use layernorm::Result;
 use layernorm::ndarray::{Array2, Zip};
@@ -10,8 +9,8 @@ use ndarray_rand::rand::rngs::StdRng;
 use ndarray_rand::rand_distr::Normal;
 
 use crate::common::adam::{Trained, Visit};
-use crate::common::kind::Kind;
 use crate::common::matmul::matmul;
+use crate::kind::Kind;
 use crate::norm::Norm;
 
 /// Layers, each with its weight, gradients and the numbers of the last batch.
@@ -20,18 +19,20 @@ pub(crate) struct Network {
 }
 
 impl Network {
-    /// The weights depend on `rng` and the widths alone, so both kinds of norm start from the same.
-    pub(crate) fn new(kind: Kind, [pixels, hidden, classes]: [usize; 3], rng: &mut StdRng) -> Self {
+    /// To be trained with `batch` rows in a step, some steps with less.
+    ///
+    /// The weights depend on `rng` and the widths alone, so all kinds of norm start from the same.
+    pub(crate) fn new(kind: Kind, batch: usize, [pixels, hidden, classes]: [usize; 3], rng: &mut StdRng) -> Self {
         Self {
             layers: [
-                Layer::new(pixels, hidden, kind.with_features(hidden), true, rng),
-                Layer::new(hidden, hidden, kind.with_features(hidden), true, rng),
-                Layer::new(hidden, classes, Kind::None.with_features(classes), false, rng),
+                Layer::new(pixels, hidden, kind.hidden(hidden, batch), true, rng),
+                Layer::new(hidden, hidden, kind.hidden(hidden, batch), true, rng),
+                Layer::new(hidden, classes, kind.outputs(classes, batch), false, rng),
             ],
         }
     }
 
-    /// The outputs for a batch, and the place for the loss's gradient by them, which backward starts from.
+    /// Training: the outputs for a batch, and the place for the loss's gradient by them, which backward starts from.
     pub(crate) fn forward(&mut self, x: &Array2<f32>) -> Result<(&Array2<f32>, &mut Array2<f32>)> {
         let mut input = x;
         for layer in &mut self.layers {
@@ -42,7 +43,7 @@ impl Network {
         Ok((&last.output, &mut last.doutput))
     }
 
-    /// The outputs alone: nothing is kept, and the batch may have any size.
+    /// Evaluation: the outputs alone. Nothing is kept, and a row gives what it gives alone.
     pub(crate) fn infer(&self, x: Array2<f32>) -> Result<Array2<f32>> {
         self.layers.iter().try_fold(x, |x, layer| layer.infer(&x))
     }
@@ -145,4 +146,22 @@ impl Layer {
 /// Not `max`, which would turn a NaN into 0 and hide that training went wrong.
 fn relu(x: f32) -> f32 {
     if x < 0.0 { 0.0 } else { x }
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray_rand::rand::SeedableRng;
+
+    use super::*;
+
+    #[test]
+    fn batch_norm_has_all_layers_the_others_the_hidden_ones() {
+        // A weight and a bias each, and the gains.
+        for (kind, gains) in [(Kind::Layer, 2), (Kind::Rms, 2), (Kind::Batch, 3), (Kind::None, 0)] {
+            let mut network = Network::new(kind, 4, [5, 3, 2], &mut StdRng::seed_from_u64(1));
+            let mut parameters = 0;
+            network.zip(&mut |_, _| parameters += 1).unwrap();
+            assert_eq!(parameters, 6 + gains, "{kind}");
+        }
+    }
 }

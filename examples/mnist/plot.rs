@@ -7,16 +7,7 @@ use std::path::Path;
 use plotters::prelude::*;
 
 use crate::common::plot::{self, Area, FONT, TEST, TRAIN, line};
-
-/// What is known after an epoch.
-#[derive(Clone, Copy)]
-pub(crate) struct Epoch {
-    /// Mean over the epoch's batches, each before its own step.
-    pub(crate) train_nll: f64,
-    pub(crate) test_nll: f64,
-    /// Per cent.
-    pub(crate) test_error: f64,
-}
+use crate::training::Epoch;
 
 /// Writes the picture; its directory is made if need be.
 pub(crate) fn draw(path: &Path, title: &str, epochs: &[Epoch]) -> Result<(), Box<dyn Error>> {
@@ -53,7 +44,7 @@ fn picture(root: &Area<'_>, epochs: &[Epoch]) -> Result<(), Box<dyn Error>> {
         .y_desc("negative log likelihood [nats]")
         .disable_x_mesh()
         .x_label_formatter(&plot::whole)
-        .y_label_formatter(&|y| if *y < 1e-2 { format!("{y:.0e}") } else { y.to_string() })
+        .y_label_formatter(&power)
         .draw()?;
     for (name, color, points) in [("train", TRAIN, train_nll), ("test", TEST, test_nll)] {
         chart
@@ -91,8 +82,18 @@ fn picture(root: &Area<'_>, epochs: &[Epoch]) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The powers of ten around the values, the lower one a little inside, so that it gets its label.
+/// The powers of ten around the values.
 fn decades(values: impl Iterator<Item = f64>) -> Range<f64> {
     let (low, high) = values.fold((1.0, 1e-3), |(low, high): (f64, f64), y| (low.min(y), high.max(y)));
-    0.9 * 10_f64.powf(low.log10().floor())..10_f64.powf(high.log10().ceil())
+    decade(low)..10_f64.powf(high.log10().ceil())
+}
+
+/// Where an axis starts that has the power of ten below the value: a little lower, so that it gets its label.
+pub(crate) fn decade(low: f64) -> f64 {
+    0.9 * 10_f64.powf(low.log10().floor())
+}
+
+/// A power of ten, the small ones short.
+pub(crate) fn power(y: &f64) -> String {
+    if *y < 1e-2 { format!("{y:.0e}") } else { y.to_string() }
 }

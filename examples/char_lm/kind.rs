@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// What is normalized in the network's hidden layers.
+/// What is normalized inside the cells.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Kind {
     None,

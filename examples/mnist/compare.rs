@@ -1,0 +1,183 @@
+//! Figure 6 of the paper: norms beside each other, with large and with small batches.
+
+use std::error::Error;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::data::{CLASSES, Dataset};
+use crate::figure;
+use crate::kind::Kind;
+use crate::options::Options;
+use crate::training::{Epoch, Training};
+
+pub(crate) const KINDS: [Kind; 3] = [Kind::Layer, Kind::Batch, Kind::None];
+pub(crate) const BATCHES: [usize; 2] = [128, 4];
+
+/// Trainings that differ in their seeds alone.
+pub(crate) struct Group {
+    pub(crate) norm: Kind,
+    pub(crate) batch: usize,
+    /// The epochs of each seed.
+    pub(crate) seeds: Vec<Vec<Epoch>>,
+}
+
+impl Group {
+    pub(crate) fn epochs(&self) -> usize {
+        self.seeds.first().map_or(0, Vec::len)
+    }
+
+    /// Lowest, mean and highest of the seeds after `epoch`, counted from 0.
+    pub(crate) fn spread(&self, epoch: usize, value: fn(&Epoch) -> f64) -> [f64; 3] {
+        let values = self.seeds.iter().map(|epochs| value(&epochs[epoch]));
+        let (low, sum, high) = values.fold((f64::INFINITY, 0.0, f64::NEG_INFINITY), |(low, sum, high), value| {
+            (value.min(low), sum + value, value.max(high))
+        });
+        [low, sum / self.seeds.len() as f64, high]
+    }
+}
+
+/// Trains all kinds with all batches and `seeds` seeds; prints a table and draws a picture.
+pub(crate) fn run(options: &Options, seeds: usize, data: &Dataset) -> Result<(), Box<dyn Error>> {
+    let Options { epochs, hidden, .. } = *options;
+    let title = format!("{}-{hidden}-{hidden}-{}, {seeds} seeds", data.train.pixels(), CLASSES);
+    // Now rather than after the last epoch: the file may not be writable.
+    figure::draw(&options.out, &title, &[])?;
+    println!("{title}, {epochs} epochs");
+
+    let runs = runs(options, seeds);
+    let start = Instant::now();
+    let histories = train(&runs, data)?;
+    let groups: Vec<_> = runs
+        .chunks(seeds)
+        .zip(histories.chunks(seeds))
+        .map(|(runs, seeds)| Group { norm: runs[0].norm, batch: runs[0].batch, seeds: seeds.to_vec() })
+        .collect();
+
+    print!("\n{}", table(&groups));
+    figure::draw(&options.out, &title, &groups)?;
+    println!("\n{} trainings in {} s; curves: {}", runs.len(), start.elapsed().as_secs(), options.out.display());
+    Ok(())
+}
+
+/// The trainings, those of a group one after another.
+fn runs(options: &Options, seeds: usize) -> Vec<Options> {
+    let mut runs = Vec::new();
+    for batch in BATCHES {
+        for norm in KINDS {
+            let seeds = (0..seeds as u64).map(|more| options.seed.wrapping_add(more));
+            runs.extend(seeds.map(|seed| Options { norm, batch, seed, ..options.clone() }));
+        }
+    }
+    runs
+}
+
+/// The epochs of each run, or what stopped one of them.
+///
+/// As many runs at a time as there are CPUs: what a run gives does not depend on the others.
+fn train(runs: &[Options], data: &Dataset) -> Result<Vec<Vec<Epoch>>, String> {
+    let images = runs.iter().map(|run| run.epochs * data.train.len()).sum::<usize>();
+    let style =
+        ProgressStyle::with_template("{wide_bar} {percent} %, {eta} left").map_err(|error| error.to_string())?;
+    let bar = ProgressBar::new(images as u64).with_style(style);
+    bar.enable_steady_tick(Duration::from_secs(1));
+
+    let mut histories = vec![Vec::new(); runs.len()];
+    // The last ones, of small batches, take longest: they come first.
+    let queue = Mutex::new(runs.iter().zip(&mut histories).rev());
+    let queue = || queue.lock().unwrap_or_else(PoisonError::into_inner);
+    let work = || -> Result<(), String> {
+        loop {
+            let next = queue().next();
+            let Some((run, history)) = next else { return Ok(()) };
+            match train_one(run, data, &bar) {
+                Ok(epochs) => *history = epochs,
+                Err(problem) => {
+                    queue().by_ref().for_each(drop);
+                    return Err(problem);
+                }
+            }
+        }
+    };
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(runs.len());
+    let results: Vec<_> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().map(|worker| worker.join().expect("a training does not panic")).collect()
+    });
+    bar.finish_and_clear();
+    results.into_iter().collect::<Result<(), _>>()?;
+    Ok(histories)
+}
+
+fn train_one(run: &Options, data: &Dataset, bar: &ProgressBar) -> Result<Vec<Epoch>, String> {
+    let Options { norm, batch, seed, .. } = *run;
+    let name = format!("norm {norm:5}  batch {batch:3}  seed {seed}");
+    let mut training = Training::new(run, data);
+    let mut history = Vec::new();
+    for _ in 0..run.epochs {
+        let learned = training.learn(|images| bar.inc(images as u64));
+        let epoch = learned.and_then(|score| training.test(score)).map_err(|error| error.to_string())?;
+        epoch.check(run.lr).map_err(|problem| format!("{name}: {problem}"))?;
+        history.push(epoch);
+    }
+    let Epoch { train_nll, test_error, .. } = history[history.len() - 1];
+    bar.suspend(|| println!("{name}   train NLL {train_nll:9.2e}   test error {test_error:5.2} %"));
+    Ok(history)
+}
+
+fn table(groups: &[Group]) -> String {
+    let last = groups.first().map_or(1, Group::epochs);
+    let mut table = format!(
+        "lowest, mean and highest of the seeds\n\
+         {:>26}   {:>26}   {:>20}   {:>20}\n",
+        "",
+        format!("train NLL, epoch {last}"),
+        "test error, epoch 1",
+        format!("epoch {last}")
+    );
+    for group in groups {
+        let [low, mean, high] = group.spread(last - 1, |epoch| epoch.train_nll);
+        table += &format!("norm {:5}  batch {:3}   {low:8.1e} {mean:8.1e} {high:8.1e}", group.norm, group.batch);
+        for epoch in [0, last - 1] {
+            let [low, mean, high] = group.spread(epoch, |epoch| epoch.test_error);
+            table += &format!("   {low:5.2}  {mean:5.2}  {high:5.2} %");
+        }
+        table.push('\n');
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn epoch(number: f64) -> Epoch {
+        Epoch { train_nll: number / 100.0, test_nll: 0.0, test_error: number }
+    }
+
+    fn options(line: &str) -> Options {
+        let arguments = line.split_whitespace().map(Into::into);
+        Options::parse(arguments).unwrap().unwrap()
+    }
+
+    #[test]
+    fn every_kind_meets_every_batch_with_every_seed() {
+        let runs = runs(&options("--compare --seed 7 --lr 0.5"), 2);
+        let expected: Vec<_> = [(128, "layer"), (128, "batch"), (128, "none"), (4, "layer"), (4, "batch"), (4, "none")]
+            .into_iter()
+            .flat_map(|(batch, norm)| [7, 8].map(|seed| (batch, norm.to_string(), seed)))
+            .collect();
+        assert_eq!(runs.iter().map(|run| (run.batch, run.norm.to_string(), run.seed)).collect::<Vec<_>>(), expected);
+        assert!(runs.iter().all(|run| run.lr == 0.5));
+    }
+
+    #[test]
+    fn the_table_has_lowest_mean_and_highest() {
+        let seeds = [[6.0, 2.0], [5.0, 4.0], [10.0, 3.0]].map(|numbers| numbers.map(epoch).to_vec()).to_vec();
+        let table = table(&[Group { norm: Kind::None, batch: 4, seeds }]);
+        let row = table.lines().last().unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
+        assert_eq!(row, "norm none batch 4 2.0e-2 3.0e-2 4.0e-2 5.00 7.00 10.00 % 2.00 3.00 4.00 %");
+    }
+}
