@@ -6,10 +6,9 @@ use crate::batch::{self, call::Call};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::kernels::batch::SavedColumns;
-use crate::kernels::columns::Gradient;
 use crate::kernels::moments::Spread;
 use crate::kernels::normalize::Layer;
-use crate::norm::row_norm::{NO_CALL, RowNorm, check_shape, slice, slice_mut};
+use crate::norm::row_norm::{NO_CALL, RowNorm, check_shape, gradient, slice};
 use crate::norm::running::{BatchSaved, Running};
 use crate::params::{Affine, Parameters};
 
@@ -351,8 +350,7 @@ impl<T: Element> BatchNorm<T> {
         self.inner.affine.check_same(grad, "grad")?;
         self.check_rows(&call)?;
         if !x.is_empty() {
-            let gradient = Gradient { gain: slice_mut(&mut grad.gain), bias: slice_mut(&mut grad.bias) };
-            batch::backward(&call, saved.kept(), x.view(), dy.view(), dx.view_mut(), gradient);
+            batch::backward(&call, saved.kept(), x.view(), dy.view(), dx.view_mut(), gradient(grad));
         }
         Ok(())
     }

@@ -168,7 +168,7 @@ pub(crate) fn slice<T: Element>(parameter: &Option<ArrayD<T>>) -> Option<&[T]> {
     parameter.as_ref().map(|parameter| parameter.as_slice().expect(STANDARD))
 }
 
-pub(crate) fn slice_mut<T: Element>(parameter: &mut Option<ArrayD<T>>) -> Option<&mut [T]> {
+fn slice_mut<T: Element>(parameter: &mut Option<ArrayD<T>>) -> Option<&mut [T]> {
     parameter.as_mut().map(|parameter| parameter.as_slice_mut().expect(STANDARD))
 }
 
