@@ -1,4 +1,4 @@
-//! A norm behind a sum, in both directions, a few rows at a time: what one step leaves, the next finds in L1.
+//! A norm behind a sum, in both directions, some rows at a time: what one step leaves, the next finds in L2.
 //!
 //! ```text
 //! forward:    sum = mask ⊙ x + residual         y = norm(sum)
@@ -18,11 +18,12 @@ use crate::kernels::passes::{Columns, KeptRows};
 use crate::kernels::short;
 use crate::number::Number;
 
-/// Bytes of one array that stay in L1 from step to step, beside those of four others.
-const NEAR: usize = 6 * 1024;
+/// Bytes of one array that stay in L2 from step to step, beside those of four others. Fewer, that stay in L1, cost more: each
+/// step waits at its end for what the next could do meanwhile.
+const NEAR: usize = 128 * 1024;
 
 /// Ranges of rows to take at once, whole groups of those that kernels like.
-fn few_rows<T: Number>(rows: usize, features: usize) -> impl Iterator<Item = Range<usize>> {
+fn some_rows<T: Number>(rows: usize, features: usize) -> impl Iterator<Item = Range<usize>> {
     let near = NEAR / size_of::<T>() / features;
     let step = if near >= 8 {
         near / 8 * 8
@@ -50,7 +51,7 @@ pub(crate) fn forward<S: Simd, T: Number, const R: usize>(
     mut saved: Option<SavedRows<'_, T>>,
 ) {
     let features = layer.features;
-    for rows in few_rows::<T>(x.len() / features, features) {
+    for rows in some_rows::<T>(x.len() / features, features) {
         let at = rows.start * features..rows.end * features;
         let (sum, y) = (&mut sum[at.clone()], &mut y[at.clone()]);
         let (x, mask, residual) = (&x[at.clone()], part(mask, at.clone()), &residual[at]);
@@ -64,7 +65,8 @@ pub(crate) fn forward<S: Simd, T: Number, const R: usize>(
             #[inline(always)]
             |saved| saved.take_first(rows.len()),
         );
-        short::forward::<S, T, R>(simd, layer, streams, sum, y, saved);
+        // From a cache by now, whatever `streams` says of the call.
+        short::forward::<S, T, R>(simd, layer, false, sum, y, saved);
     }
 }
 
@@ -82,7 +84,7 @@ pub(crate) fn backward<S: Simd, T: Number, const R: usize>(
     columns: &mut Columns<'_, T>,
 ) {
     let features = layer.features;
-    for rows in few_rows::<T>(kept.mean.len(), features) {
+    for rows in some_rows::<T>(kept.mean.len(), features) {
         let at = rows.start * features..rows.end * features;
         let dresidual = &mut dresidual[at.clone()];
         let (sum, dy) = (&sum[at.clone()], &dy[at.clone()]);
