@@ -71,11 +71,30 @@ use {
     rnn::Rnn,
 };
 
-/// The kernels of a number, on the instruction set of a level.
-///
-/// Public because [`Element`](crate::Element) names it; nothing in it can be named from outside.
-#[expect(private_interfaces, reason = "unreachable from outside")]
-pub trait Kernels: Number {
+/// Declares the kernels, and compiles each for each number: what is written once below stands in a trait and in two
+/// implementations of it.
+macro_rules! kernels {
+    ($($(#[$attribute:meta])* fn $name:ident($($argument:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block)*) => {
+        /// The kernels of a number, on the instruction set of a level.
+        ///
+        /// Public because [`Element`](crate::Element) names it; nothing in it can be named from outside.
+        #[expect(private_interfaces, reason = "unreachable from outside")]
+        #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
+        pub trait Kernels: Number {
+            $($(#[$attribute])* fn $name($($argument: $type),*) $(-> $result)?;)*
+        }
+        kernels!(f32: $($(#[$attribute])* fn $name($($argument: $type),*) $(-> $result)? $body)*);
+        kernels!(f64: $($(#[$attribute])* fn $name($($argument: $type),*) $(-> $result)? $body)*);
+    };
+    ($number:ty: $($methods:tt)*) => {
+        #[expect(private_interfaces, reason = "unreachable from outside")]
+        impl Kernels for $number {
+            $($methods)*
+        }
+    };
+}
+
+kernels! {
     /// [`short::forward`] and [`normalize::forward`]
     fn forward(
         level: Level,
@@ -84,19 +103,26 @@ pub trait Kernels: Number {
         x: &[Self],
         y: &mut [Self],
         saved: Option<SavedRows<'_, Self>>,
-    );
+    ) {
+        dispatch!(level, simd => short::forward::<_, _, { Self::LANES }>(simd, layer, streams, x, y, saved));
+    }
 
-    /// [`normalize::normalize`], for a row that may be rescaled.
-    fn normalize(level: Level, layer: Layer<'_, Self>, row: &Rescaled<Self>, start: usize, x: &[Self], y: &mut [Self]);
+    /// [`normalize::normalize_any`]
+    fn normalize(level: Level, layer: Layer<'_, Self>, row: &Rescaled<Self>, start: usize, x: &[Self], y: &mut [Self]) {
+        dispatch!(level, simd => normalize::normalize_any(simd, layer, row, start, x, y));
+    }
 
     /// [`moments::block_moments`]
-    fn block_moments(level: Level, spread: Spread, block: &[Self]) -> Moments<Self>;
+    fn block_moments(level: Level, spread: Spread, block: &[Self]) -> Moments<Self> {
+        dispatch!(level, simd => moments::block_moments(simd, spread, block))
+    }
 
     /// [`rescale::rescued`]
-    fn rescued(level: Level, row: &[Self], spread: Spread) -> Rescaled<Self>;
+    fn rescued(level: Level, row: &[Self], spread: Spread) -> Rescaled<Self> {
+        dispatch!(level, simd => rescale::rescued(simd, row, spread))
+    }
 
     /// [`short::backward`] and [`backward::backward`]
-    #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
     fn backward(
         level: Level,
         layer: Layer<'_, Self>,
@@ -106,13 +132,18 @@ pub trait Kernels: Number {
         dy: &[Self],
         dx: &mut [Self],
         columns: &mut Columns<'_, Self>,
-    );
+    ) {
+        dispatch!(level, simd => {
+            short::backward::<_, _, { Self::LANES }>(simd, layer, streams, kept, x, dy, dx, columns);
+        });
+    }
 
     /// [`Row::rescaled`]
-    fn row(level: Level, layer: &Layer<'_, Self>, kept: &KeptRows<'_, Self>, row: usize, x: &[Self]) -> Row<Self>;
+    fn row(level: Level, layer: &Layer<'_, Self>, kept: &KeptRows<'_, Self>, row: usize, x: &[Self]) -> Row<Self> {
+        dispatch!(level, simd => Row::rescaled(simd, layer, kept, row, x))
+    }
 
     /// [`backward::tile_sums`]
-    #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
     fn tile_sums(
         level: Level,
         layer: &Layer<'_, Self>,
@@ -122,7 +153,9 @@ pub trait Kernels: Number {
         dy: &[Self],
         totals: &mut [[Self::Wide; 2]],
         columns: &mut Columns<'_, Self>,
-    );
+    ) {
+        dispatch!(level, simd => backward::tile_sums(simd, layer, rows, tile, x, dy, totals, columns));
+    }
 
     /// [`backward::write_row`]
     fn write_row(
@@ -133,7 +166,9 @@ pub trait Kernels: Number {
         x: &[Self],
         dy: &[Self],
         dx: &mut [Self],
-    );
+    ) {
+        dispatch!(level, simd => backward::write_row(simd, layer, &row.0, &row.1, start, x, dy, dx));
+    }
 
     /// [`second_order::jvp`]
     fn jvp(
@@ -143,10 +178,11 @@ pub trait Kernels: Number {
         x: &[Self],
         direction: Direction<'_, Self>,
         y_tangent: &mut [Self],
-    );
+    ) {
+        dispatch!(level, simd => second_order::jvp(simd, layer, kept, x, direction, y_tangent));
+    }
 
     /// [`second_order::double_backward`]
-    #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
     fn double_backward(
         level: Level,
         layer: Layer<'_, Self>,
@@ -157,10 +193,11 @@ pub trait Kernels: Number {
         dx: &mut [Self],
         ddy: &mut [Self],
         dgain: &mut [Self],
-    );
+    ) {
+        dispatch!(level, simd => second_order::double_backward(simd, layer, kept, x, dy, direction, dx, ddy, dgain));
+    }
 
     /// [`weights::backward`]
-    #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
     fn weight_backward(
         level: Level,
         layer: Layer<'_, Self>,
@@ -170,7 +207,9 @@ pub trait Kernels: Number {
         dw: &[Self],
         dv: &mut [Self],
         dgain: &mut [Self],
-    );
+    ) {
+        dispatch!(level, simd => weights::backward(simd, layer, kept, gain, v, dw, dv, dgain));
+    }
 
     /// [`residual::forward`]
     fn forward_residual(
@@ -180,10 +219,11 @@ pub trait Kernels: Number {
         from: [&[Self]; 3],
         to: [&mut [Self]; 2],
         saved: Option<SavedRows<'_, Self>>,
-    );
+    ) {
+        dispatch!(level, simd => residual::forward::<_, _, { Self::LANES }>(simd, layer, streams, from, to, saved));
+    }
 
     /// [`residual::backward`]
-    #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
     fn backward_residual(
         level: Level,
         layer: Layer<'_, Self>,
@@ -193,25 +233,41 @@ pub trait Kernels: Number {
         dresidual: &mut [Self],
         dx: &mut [Self],
         columns: &mut Columns<'_, Self>,
-    );
+    ) {
+        dispatch!(level, simd => {
+            residual::backward::<_, _, { Self::LANES }>(simd, layer, streams, kept, from, dresidual, dx, columns);
+        });
+    }
 
     /// [`elementwise::add_residual`]
-    fn add_residual(level: Level, x: &[Self], mask: &[Self], residual: &[Self], sum: &mut [Self]);
+    fn add_residual(level: Level, x: &[Self], mask: &[Self], residual: &[Self], sum: &mut [Self]) {
+        dispatch!(level, simd => elementwise::add_residual(simd, x, mask, residual, [sum]));
+    }
 
     /// [`elementwise::add_to`]
-    fn add_to(level: Level, to: &mut [Self], terms: &[Self]);
+    fn add_to(level: Level, to: &mut [Self], terms: &[Self]) {
+        dispatch!(level, simd => elementwise::add_to(simd, to, terms));
+    }
 
     /// [`elementwise::multiply`]
-    fn multiply_elements(level: Level, a: &[Self], b: &[Self], product: &mut [Self]);
+    fn multiply_elements(level: Level, a: &[Self], b: &[Self], product: &mut [Self]) {
+        dispatch!(level, simd => elementwise::multiply(simd, a, b, product));
+    }
 
     /// [`elementwise::normalized`]
-    fn normalized(level: Level, layer: Layer<'_, Self>, y: &[Self], normalized: &mut [Self]);
+    fn normalized(level: Level, layer: Layer<'_, Self>, y: &[Self], normalized: &mut [Self]) {
+        dispatch!(level, simd => elementwise::normalized(simd, layer, y, normalized));
+    }
 
     /// [`elementwise::scale_rows`]
-    fn scale_rows(level: Level, factors: &[Self], rows: &mut [Self]);
+    fn scale_rows(level: Level, factors: &[Self], rows: &mut [Self]) {
+        dispatch!(level, simd => elementwise::scale_rows(simd, factors, rows));
+    }
 
     /// [`batch::sample`]
-    fn batch_sample(level: Level, rows: &[&[Self]], near: &mut [Self]);
+    fn batch_sample(level: Level, rows: &[&[Self]], near: &mut [Self]) {
+        dispatch!(level, simd => batch::sample(simd, rows, near));
+    }
 
     /// [`batch::sums`]
     fn batch_sums(
@@ -221,10 +277,14 @@ pub trait Kernels: Number {
         x: Block<'_, Self>,
         dy: Option<Block<'_, Self>>,
         sums: &mut Sums<'_, Self>,
-    );
+    ) {
+        dispatch!(level, simd => batch::sums(simd, streams, about, x, dy, sums));
+    }
 
     /// [`columns::end_chain`]
-    fn end_chain(level: Level, chain: &mut [Self], block: &mut [Self::Wide]);
+    fn end_chain(level: Level, chain: &mut [Self], block: &mut [Self::Wide]) {
+        dispatch!(level, simd => columns::end_chain(simd, chain, block));
+    }
 
     /// [`batch::finish`]
     fn batch_finish(
@@ -233,7 +293,9 @@ pub trait Kernels: Number {
         count: Count,
         totals: &[Self::Wide],
         saved: &mut SavedColumns<'_, Self>,
-    ) -> bool;
+    ) -> bool {
+        dispatch!(level, simd => batch::finish(simd, spread, count, totals, saved))
+    }
 
     /// [`batch::coefficients`]
     fn batch_coefficients(
@@ -243,7 +305,9 @@ pub trait Kernels: Number {
         totals: &mut [Self::Wide],
         k: &mut [Self],
         m: &mut [Self],
-    );
+    ) {
+        dispatch!(level, simd => batch::coefficients(simd, count, kept, totals, k, m));
+    }
 
     /// [`batch::write::write`]
     fn batch_write(
@@ -254,304 +318,49 @@ pub trait Kernels: Number {
         x: Block<'_, Self>,
         back: Option<Back<'_, Self>>,
         out: &mut [&mut [Self]],
-    );
+    ) {
+        dispatch!(level, simd => batch::write::write(simd, streams, layer, kept, x, back, out));
+    }
 
     /// [`matmul::multiply`]
     #[cfg(feature = "rnn")]
-    fn multiply(c: &mut [Self], into: Into, a: Matrix<'_, Self>, b: Matrix<'_, Self>, threads: usize);
+    fn multiply(c: &mut [Self], into: Into, a: Matrix<'_, Self>, b: Matrix<'_, Self>, threads: usize) {
+        matmul::multiply(c, into, a, b, threads);
+    }
 
     /// [`rnn::forward`]
     #[cfg(feature = "rnn")]
-    fn rnn_forward(level: Level, cell: Rnn<'_, Self>, step: Step<'_, Self>);
+    fn rnn_forward(level: Level, cell: Rnn<'_, Self>, step: Step<'_, Self>) {
+        dispatch!(level, simd => rnn::forward(simd, cell, step));
+    }
 
     /// [`rnn::backward`]
     #[cfg(feature = "rnn")]
-    fn rnn_backward(level: Level, cell: Rnn<'_, Self>, step: StepBack<'_, Self>);
+    fn rnn_backward(level: Level, cell: Rnn<'_, Self>, step: StepBack<'_, Self>) {
+        dispatch!(level, simd => rnn::backward(simd, cell, step));
+    }
 
     /// [`lstm::forward`]
     #[cfg(feature = "rnn")]
-    fn lstm_forward(level: Level, cell: Lstm<'_, Self>, step: Step<'_, Self>);
+    fn lstm_forward(level: Level, cell: Lstm<'_, Self>, step: Step<'_, Self>) {
+        dispatch!(level, simd => lstm::forward(simd, cell, step));
+    }
 
     /// [`lstm::backward`]
     #[cfg(feature = "rnn")]
-    fn lstm_backward(level: Level, cell: Lstm<'_, Self>, step: StepBack<'_, Self>);
+    fn lstm_backward(level: Level, cell: Lstm<'_, Self>, step: StepBack<'_, Self>) {
+        dispatch!(level, simd => lstm::backward(simd, cell, step));
+    }
 
     /// [`gru::forward`]
     #[cfg(feature = "rnn")]
-    fn gru_forward(level: Level, cell: Gru<'_, Self>, step: Step<'_, Self>);
+    fn gru_forward(level: Level, cell: Gru<'_, Self>, step: Step<'_, Self>) {
+        dispatch!(level, simd => gru::forward(simd, cell, step));
+    }
 
     /// [`gru::backward`]
     #[cfg(feature = "rnn")]
-    fn gru_backward(level: Level, cell: Gru<'_, Self>, step: StepBack<'_, Self>);
+    fn gru_backward(level: Level, cell: Gru<'_, Self>, step: StepBack<'_, Self>) {
+        dispatch!(level, simd => gru::backward(simd, cell, step));
+    }
 }
-
-macro_rules! compile {
-    ($number:ty) => {
-        #[expect(private_interfaces, reason = "unreachable from outside")]
-        impl Kernels for $number {
-            fn forward(
-                level: Level,
-                layer: Layer<'_, Self>,
-                streams: bool,
-                x: &[Self],
-                y: &mut [Self],
-                saved: Option<SavedRows<'_, Self>>,
-            ) {
-                const ROWS: usize = <$number as Number>::LANES;
-                dispatch!(level, simd => short::forward::<_, _, ROWS>(simd, layer, streams, x, y, saved));
-            }
-
-            fn normalize(
-                level: Level,
-                layer: Layer<'_, Self>,
-                row: &Rescaled<Self>,
-                start: usize,
-                x: &[Self],
-                y: &mut [Self],
-            ) {
-                if row.exponent == 0 {
-                    dispatch!(level, simd => normalize::normalize(simd, layer, &row.statistics, start, x, y));
-                } else {
-                    dispatch!(level, simd => normalize::normalize_rescaled(simd, layer, row, start, x, y));
-                }
-            }
-
-            fn block_moments(level: Level, spread: Spread, block: &[Self]) -> Moments<Self> {
-                dispatch!(level, simd => moments::block_moments(simd, spread, block))
-            }
-
-            fn rescued(level: Level, row: &[Self], spread: Spread) -> Rescaled<Self> {
-                dispatch!(level, simd => rescale::rescued(simd, row, spread))
-            }
-
-            fn backward(
-                level: Level,
-                layer: Layer<'_, Self>,
-                streams: bool,
-                kept: KeptRows<'_, Self>,
-                x: &[Self],
-                dy: &[Self],
-                dx: &mut [Self],
-                columns: &mut Columns<'_, Self>,
-            ) {
-                const ROWS: usize = <$number as Number>::LANES;
-                dispatch!(level, simd => {
-                    short::backward::<_, _, ROWS>(simd, layer, streams, kept, x, dy, dx, columns);
-                });
-            }
-
-            fn row(
-                level: Level,
-                layer: &Layer<'_, Self>,
-                kept: &KeptRows<'_, Self>,
-                row: usize,
-                x: &[Self],
-            ) -> Row<Self> {
-                dispatch!(level, simd => Row::rescaled(simd, layer, kept, row, x))
-            }
-
-            fn tile_sums(
-                level: Level,
-                layer: &Layer<'_, Self>,
-                rows: &[(Row<Self>, Coefficients<Self>)],
-                tile: Range<usize>,
-                x: &[Self],
-                dy: &[Self],
-                totals: &mut [[<Self as Number>::Wide; 2]],
-                columns: &mut Columns<'_, Self>,
-            ) {
-                dispatch!(level, simd => backward::tile_sums(simd, layer, rows, tile, x, dy, totals, columns));
-            }
-
-            fn write_row(
-                level: Level,
-                layer: &Layer<'_, Self>,
-                (row, coefficients): &(Row<Self>, Coefficients<Self>),
-                start: usize,
-                x: &[Self],
-                dy: &[Self],
-                dx: &mut [Self],
-            ) {
-                dispatch!(level, simd => backward::write_row(simd, layer, row, coefficients, start, x, dy, dx));
-            }
-
-            fn jvp(
-                level: Level,
-                layer: Layer<'_, Self>,
-                kept: KeptRows<'_, Self>,
-                x: &[Self],
-                direction: Direction<'_, Self>,
-                y_tangent: &mut [Self],
-            ) {
-                dispatch!(level, simd => second_order::jvp(simd, layer, kept, x, direction, y_tangent));
-            }
-
-            fn double_backward(
-                level: Level,
-                layer: Layer<'_, Self>,
-                kept: KeptRows<'_, Self>,
-                x: &[Self],
-                dy: &[Self],
-                direction: Direction<'_, Self>,
-                dx: &mut [Self],
-                ddy: &mut [Self],
-                dgain: &mut [Self],
-            ) {
-                dispatch!(level, simd => {
-                    second_order::double_backward(simd, layer, kept, x, dy, direction, dx, ddy, dgain);
-                });
-            }
-
-            fn weight_backward(
-                level: Level,
-                layer: Layer<'_, Self>,
-                kept: KeptRows<'_, Self>,
-                gain: &[Self],
-                v: &[Self],
-                dw: &[Self],
-                dv: &mut [Self],
-                dgain: &mut [Self],
-            ) {
-                dispatch!(level, simd => weights::backward(simd, layer, kept, gain, v, dw, dv, dgain));
-            }
-
-            fn forward_residual(
-                level: Level,
-                layer: Layer<'_, Self>,
-                streams: bool,
-                from: [&[Self]; 3],
-                to: [&mut [Self]; 2],
-                saved: Option<SavedRows<'_, Self>>,
-            ) {
-                const ROWS: usize = <$number as Number>::LANES;
-                dispatch!(level, simd => residual::forward::<_, _, ROWS>(simd, layer, streams, from, to, saved));
-            }
-
-            fn backward_residual(
-                level: Level,
-                layer: Layer<'_, Self>,
-                streams: bool,
-                kept: KeptRows<'_, Self>,
-                from: [&[Self]; 4],
-                dresidual: &mut [Self],
-                dx: &mut [Self],
-                columns: &mut Columns<'_, Self>,
-            ) {
-                const ROWS: usize = <$number as Number>::LANES;
-                dispatch!(level, simd => {
-                    residual::backward::<_, _, ROWS>(simd, layer, streams, kept, from, dresidual, dx, columns);
-                });
-            }
-
-            fn add_residual(level: Level, x: &[Self], mask: &[Self], residual: &[Self], sum: &mut [Self]) {
-                dispatch!(level, simd => elementwise::add_residual(simd, x, mask, residual, [sum]));
-            }
-
-            fn add_to(level: Level, to: &mut [Self], terms: &[Self]) {
-                dispatch!(level, simd => elementwise::add_to(simd, to, terms));
-            }
-
-            fn multiply_elements(level: Level, a: &[Self], b: &[Self], product: &mut [Self]) {
-                dispatch!(level, simd => elementwise::multiply(simd, a, b, product));
-            }
-
-            fn normalized(level: Level, layer: Layer<'_, Self>, y: &[Self], normalized: &mut [Self]) {
-                dispatch!(level, simd => elementwise::normalized(simd, layer, y, normalized));
-            }
-
-            fn scale_rows(level: Level, factors: &[Self], rows: &mut [Self]) {
-                dispatch!(level, simd => elementwise::scale_rows(simd, factors, rows));
-            }
-
-            fn batch_sample(level: Level, rows: &[&[Self]], near: &mut [Self]) {
-                dispatch!(level, simd => batch::sample(simd, rows, near));
-            }
-
-            fn batch_sums(
-                level: Level,
-                streams: bool,
-                about: &[Self],
-                x: Block<'_, Self>,
-                dy: Option<Block<'_, Self>>,
-                sums: &mut Sums<'_, Self>,
-            ) {
-                dispatch!(level, simd => batch::sums(simd, streams, about, x, dy, sums));
-            }
-
-            fn end_chain(level: Level, chain: &mut [Self], block: &mut [<Self as Number>::Wide]) {
-                dispatch!(level, simd => columns::end_chain(simd, chain, block));
-            }
-
-            fn batch_finish(
-                level: Level,
-                spread: Spread,
-                count: Count,
-                totals: &[<Self as Number>::Wide],
-                saved: &mut SavedColumns<'_, Self>,
-            ) -> bool {
-                dispatch!(level, simd => batch::finish(simd, spread, count, totals, saved))
-            }
-
-            fn batch_coefficients(
-                level: Level,
-                count: Count,
-                kept: KeptColumns<'_, Self>,
-                totals: &mut [<Self as Number>::Wide],
-                k: &mut [Self],
-                m: &mut [Self],
-            ) {
-                dispatch!(level, simd => batch::coefficients(simd, count, kept, totals, k, m));
-            }
-
-            fn batch_write(
-                level: Level,
-                streams: bool,
-                layer: &Layer<'_, Self>,
-                kept: KeptColumns<'_, Self>,
-                x: Block<'_, Self>,
-                back: Option<Back<'_, Self>>,
-                out: &mut [&mut [Self]],
-            ) {
-                dispatch!(level, simd => batch::write::write(simd, streams, layer, kept, x, back, out));
-            }
-
-            #[cfg(feature = "rnn")]
-            fn multiply(c: &mut [Self], into: Into, a: Matrix<'_, Self>, b: Matrix<'_, Self>, threads: usize) {
-                matmul::multiply(c, into, a, b, threads);
-            }
-
-            #[cfg(feature = "rnn")]
-            fn rnn_forward(level: Level, cell: Rnn<'_, Self>, step: Step<'_, Self>) {
-                dispatch!(level, simd => rnn::forward(simd, cell, step));
-            }
-
-            #[cfg(feature = "rnn")]
-            fn rnn_backward(level: Level, cell: Rnn<'_, Self>, step: StepBack<'_, Self>) {
-                dispatch!(level, simd => rnn::backward(simd, cell, step));
-            }
-
-            #[cfg(feature = "rnn")]
-            fn lstm_forward(level: Level, cell: Lstm<'_, Self>, step: Step<'_, Self>) {
-                dispatch!(level, simd => lstm::forward(simd, cell, step));
-            }
-
-            #[cfg(feature = "rnn")]
-            fn lstm_backward(level: Level, cell: Lstm<'_, Self>, step: StepBack<'_, Self>) {
-                dispatch!(level, simd => lstm::backward(simd, cell, step));
-            }
-
-            #[cfg(feature = "rnn")]
-            fn gru_forward(level: Level, cell: Gru<'_, Self>, step: Step<'_, Self>) {
-                dispatch!(level, simd => gru::forward(simd, cell, step));
-            }
-
-            #[cfg(feature = "rnn")]
-            fn gru_backward(level: Level, cell: Gru<'_, Self>, step: StepBack<'_, Self>) {
-                dispatch!(level, simd => gru::backward(simd, cell, step));
-            }
-        }
-    };
-}
-
-compile!(f32);
-compile!(f64);

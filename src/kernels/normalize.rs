@@ -332,6 +332,23 @@ fn careful_row<S: Simd, T: Number>(
     }
 }
 
+/// y of the features from `start` on of a row that may be rescaled.
+#[simd]
+pub(crate) fn normalize_any<S: Simd, T: Number>(
+    simd: S,
+    layer: Layer<'_, T>,
+    row: &Rescaled<T>,
+    start: usize,
+    x: &[T],
+    y: &mut [T],
+) {
+    if row.exponent == 0 {
+        normalize(simd, layer, &row.statistics, start, x, y);
+    } else {
+        normalize_rescaled(simd, layer, row, start, x, y);
+    }
+}
+
 /// y of the features from `start` on of a rescaled row.
 #[simd]
 #[cold]
