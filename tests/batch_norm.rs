@@ -1,58 +1,34 @@
 //! Batch normalization: right beside the double-double oracle, slopes, the same bits everywhere, any scale, statistics that
 //! the caller holds, and errors before anything is written.
 
+#[path = "common/number.rs"]
+mod number;
+
 use layernorm::ndarray::{Array, Array1, Array2, Array3, ArrayView1, ArrayViewD, Axis, Ix2, Slice, array, s};
-use layernorm::{BatchNorm, BatchSaved, Element, Error, Parameters, grad_check, instruction_sets};
-use textbook::{batch_backward, batch_forward, pattern};
+use layernorm::{BatchNorm, BatchSaved, Error, Parameters, grad_check, instruction_sets};
+use number::{Number, bits, drawn};
+use textbook::{batch_backward, batch_forward};
 
-/// What a test says of an element.
-trait Number: Element {
-    /// Half an ulp of 1.
-    const ROUNDING: f64;
-    /// A column of this scale has squares that overflow, one of its inverse squares that underflow.
+/// A column of this scale has squares that overflow, one of its inverse squares that underflow.
+trait Huge: Number {
     const HUGE: f64;
-    fn of(value: f64) -> Self;
-    fn bits(self) -> u64;
 }
 
-impl Number for f32 {
-    const ROUNDING: f64 = 1.0 / (1 << 24) as f64;
+impl Huge for f32 {
     const HUGE: f64 = 1e30;
-    fn of(value: f64) -> Self {
-        value as Self
-    }
-    fn bits(self) -> u64 {
-        if self.is_nan() { Self::NAN.to_bits().into() } else { self.to_bits().into() }
-    }
 }
 
-impl Number for f64 {
-    const ROUNDING: f64 = 1.0 / (1u64 << 53) as f64;
+impl Huge for f64 {
     const HUGE: f64 = 1e200;
-    fn of(value: f64) -> Self {
-        value
-    }
-    fn bits(self) -> u64 {
-        if self.is_nan() { Self::NAN.to_bits() } else { self.to_bits() }
-    }
-}
-
-fn drawn<T: Number>(rows: usize, features: usize, seed: u64) -> Array2<T> {
-    let values = pattern(rows * features, seed).into_iter().map(T::of).collect();
-    Array2::from_shape_vec((rows, features), values).unwrap()
 }
 
 fn layer<T: Number>(features: usize) -> BatchNorm<T> {
-    let parameter = |seed| drawn(1, features, seed).remove_axis(Axis(0));
+    let parameter = |seed| drawn(features, seed);
     BatchNorm::new(features).with_gain(parameter(101)).unwrap().with_bias(parameter(102)).unwrap()
 }
 
 fn wide<T: Number>(values: ArrayView1<'_, T>) -> Vec<f64> {
     values.iter().map(|&value| value.into()).collect()
-}
-
-fn bits<'a, T: Number>(values: impl IntoIterator<Item = &'a T>) -> Vec<u64> {
-    values.into_iter().map(|value| value.bits()).collect()
 }
 
 fn flat<T: Number>(values: Option<ArrayViewD<'_, T>>) -> Array1<T> {
@@ -99,7 +75,7 @@ impl<T: Number> Step<T> {
 /// * dbias: 16 of Σ|dy|;  dgain: (2 + 16) of Σ|dy·x̂|, 20 of r, 25 of Σ|dy| from μ;  the result 2, as y
 /// * dx: dy 3, the mean of dy as dbias + 1, x̂ times (24 and the mean of dy·x̂ with what dgain has), then 20 + 3 of all
 fn check<T: Number>(norm: &BatchNorm<T>, unbiased: bool, x: &Array2<T>, dy: &Array2<T>, place: &str) {
-    let u = T::ROUNDING;
+    let u = T::epsilon().into() / 2.0;
     let got = Step::new(norm, x, dy);
     let (rows, eps) = (x.nrows() as f64, norm.eps().into());
     let (gains, biases) = (flat(norm.gain()), flat(norm.bias()));
@@ -155,10 +131,10 @@ fn is_right<T: Number>() {
             if rows * features > 40_000 {
                 continue;
             }
-            let dy = drawn::<T>(rows, features, 2).mapv(|dy| dy + T::of(0.5));
+            let dy = drawn::<T, _>([rows, features], 2).mapv(|dy| dy + T::of(0.5));
             for (mean, eps) in [(0.0, 1e-5), (1e4, 1e-5), (1e6, 0.0)] {
                 let norm = layer::<T>(features).with_eps(T::of(eps)).unwrap();
-                let x = drawn::<T>(rows, features, 1).mapv(|x| x + T::of(mean));
+                let x = drawn::<T, _>([rows, features], 1).mapv(|x| x + T::of(mean));
                 check(&norm, false, &x, &dy, &format!("mean {mean}"));
                 if rows > 1 {
                     check(&norm.with_unbiased_variance(), true, &x, &dy, &format!("mean {mean}, unbiased"));
@@ -167,9 +143,9 @@ fn is_right<T: Number>() {
         }
     }
     // Several blocks of several chains.
-    let (x, dy) = (drawn::<T>(9000, 5, 1).mapv(|x| x - T::of(300.0)), drawn::<T>(9000, 5, 2));
+    let (x, dy) = (drawn::<T, _>([9000, 5], 1).mapv(|x| x - T::of(300.0)), drawn::<T, _>([9000, 5], 2));
     check(&layer(5), false, &x, &dy, "");
-    let (x, dy) = (drawn::<T>(70, 3000, 1), drawn::<T>(70, 3000, 2));
+    let (x, dy) = (drawn::<T, _>([70, 3000], 1), drawn::<T, _>([70, 3000], 2));
     check(&layer(3000), false, &x, &dy, "");
 }
 
@@ -184,8 +160,8 @@ fn f64_is_right() {
 }
 
 /// Columns that the hot path cannot take: huge, tiny, constant, and with a sample that tells nothing of the rest.
-fn wild<T: Number>(rows: usize, features: usize) -> Array2<T> {
-    let mut x = drawn::<T>(rows, features, 1);
+fn wild<T: Huge>(rows: usize, features: usize) -> Array2<T> {
+    let mut x = drawn::<T, _>([rows, features], 1);
     for (j, mut column) in x.axis_iter_mut(Axis(1)).enumerate() {
         match j % 8 {
             1 => column.mapv_inplace(|x| x * T::of(T::HUGE)),
@@ -202,11 +178,11 @@ fn wild<T: Number>(rows: usize, features: usize) -> Array2<T> {
     x
 }
 
-fn any_scale_is_right<T: Number>() {
+fn any_scale_is_right<T: Huge>() {
     for (rows, features) in [(2, 17), (5, 33), (64, 40), (65, 40), (1000, 33)] {
         for eps in [0.0, 1e-5] {
             let norm = layer::<T>(features).with_eps(T::of(eps)).unwrap();
-            let (x, dy) = (wild::<T>(rows, features), drawn(rows, features, 2));
+            let (x, dy) = (wild::<T>(rows, features), drawn([rows, features], 2));
             check(&norm, false, &x, &dy, &format!("wild, ε = {eps:e}"));
             check(&norm.with_unbiased_variance(), true, &x, &dy, &format!("wild, ε = {eps:e}, unbiased"));
         }
@@ -227,7 +203,7 @@ fn f64_of_any_scale_is_right() {
 #[test]
 fn a_sample_that_tells_nothing_of_the_rest_is_noticed() {
     let rows = 40_000;
-    let (mut x, dy) = (drawn::<f32>(rows, 3, 1), drawn::<f32>(rows, 3, 2));
+    let (mut x, dy) = (drawn::<f32, _>([rows, 3], 1), drawn::<f32, _>([rows, 3], 2));
     x.column_mut(1).iter_mut().step_by(rows / 16).for_each(|x| *x = 1e6);
     check(&layer(3), false, &x, &dy, "with an odd sample");
 }
@@ -241,7 +217,7 @@ fn gradients_are_slopes() {
         if unbiased {
             norm = norm.with_unbiased_variance();
         }
-        let (x, dy) = (drawn::<f64>(rows, features, 1).mapv(|x| x + 2.0), drawn::<f64>(rows, features, 2));
+        let (x, dy) = (drawn::<f64, _>([rows, features], 1).mapv(|x| x + 2.0), drawn::<f64, _>([rows, features], 2));
         let loss = |norm: &BatchNorm<f64>, x: &Array2<f64>| (norm.forward(x).unwrap().0 * &dy).sum();
         let step = Step::new(&norm, &x, &dy);
         let place = format!("{rows}×{features}, ε = {eps}, unbiased {unbiased}");
@@ -280,10 +256,10 @@ fn placed<T: Number>(values: &Array2<T>, layout: usize) -> Array<T, Ix2> {
 }
 
 /// In any layout, on each instruction set, on threads, whatever the other columns are.
-fn same_bits<T: Number>() {
+fn same_bits<T: Huge>() {
     for (rows, features) in [(1, 5), (4, 1000), (33, 64), (64, 3000), (130, 100), (9, 50_000), (6000, 70)] {
         let norm = layer::<T>(features).with_eps(T::of(0.0)).unwrap();
-        let (mut x, dy) = (wild::<T>(rows, features), drawn::<T>(rows, features, 2));
+        let (mut x, dy) = (wild::<T>(rows, features), drawn::<T, _>([rows, features], 2));
         if features > 10 {
             x[[rows / 2, 10]] = T::nan();
         }
@@ -343,7 +319,7 @@ fn a_constant_feature_gives_the_bias() {
     for rows in [1, 2, 3, 7, 64, 65, 1000] {
         for (eps, value) in [(0.0, 0.1), (1e-5, 0.1), (0.0, 1e30), (1e-5, 1e30), (0.0, 0.0), (0.0, 1e-42)] {
             let norm = layer::<f32>(20).with_eps(eps).unwrap();
-            let (x, dy) = (Array2::from_elem((rows, 20), value), drawn::<f32>(rows, 20, 2));
+            let (x, dy) = (Array2::from_elem((rows, 20), value), drawn::<f32, _>([rows, 20], 2));
             let step = Step::new(&norm, &x, &dy);
             let place = format!("{rows} rows of {value:e}, ε = {eps:e}");
             let bias = norm.bias().unwrap();
@@ -362,7 +338,7 @@ fn a_constant_feature_gives_the_bias() {
 fn nan_stays_in_its_feature() {
     for rows in [3, 64, 200] {
         let norm = layer::<f32>(40);
-        let (mut x, dy) = (drawn::<f32>(rows, 40, 1), drawn::<f32>(rows, 40, 2));
+        let (mut x, dy) = (drawn::<f32, _>([rows, 40], 1), drawn::<f32, _>([rows, 40], 2));
         let want = Step::new(&norm, &x, &dy);
         x[[rows / 2, 3]] = f32::NAN;
         x[[rows - 1, 17]] = f32::INFINITY;
@@ -384,7 +360,7 @@ fn nan_stays_in_its_feature() {
 
 #[test]
 fn the_trailing_axes_are_the_features() {
-    let x = drawn::<f32>(30, 12, 1);
+    let x = drawn::<f32, _>([30, 12], 1);
     let cube = x.clone().into_shape_with_order((5, 6, 3, 4)).unwrap();
     let (flat_norm, norm) = (BatchNorm::<f32>::new(12), BatchNorm::<f32>::new([3, 4]));
     let (want, want_saved) = flat_norm.forward(&x).unwrap();
@@ -431,13 +407,13 @@ fn running_statistics_are_what_the_equation_says() {
     assert_eq!(grad.gain().unwrap(), array![3.0, 3.0].into_dyn());
 }
 
-fn inference_is_right<T: Number>() {
+fn inference_is_right<T: Huge>() {
     for (rows, features) in [(1, 1), (3, 17), (70, 400), (2000, 33), (3, 40_000)] {
         let norm = layer::<T>(features);
         let mut running = norm.running();
-        running.mean_mut().assign(&drawn(1, features, 5).remove_axis(Axis(0)));
-        running.variance_mut().assign(&drawn::<T>(1, features, 6).remove_axis(Axis(0)).mapv(|v| v * v));
-        let x = drawn::<T>(rows, features, 1);
+        running.mean_mut().assign(&drawn(features, 5));
+        running.variance_mut().assign(&drawn::<T, _>([1, features], 6).remove_axis(Axis(0)).mapv(|v| v * v));
+        let x = drawn::<T, _>([rows, features], 1);
         let y = norm.infer(&x, &running).unwrap();
         let eps: f64 = norm.eps().into();
         for ((i, j), &got) in y.indexed_iter() {
@@ -445,8 +421,8 @@ fn inference_is_right<T: Number>() {
             let (gain, bias): (f64, f64) = (norm.gain().unwrap()[j].into(), norm.bias().unwrap()[j].into());
             let product = (x[[i, j]].into() - mean) / (variance + eps).sqrt() * gain;
             // x − mean, r, r·gain and their product round; then y; and the f64 of this line.
-            let bound = T::ROUNDING * (4.0 * product.abs() + (product + bias).abs())
-                + 8.0 * f64::ROUNDING * (product.abs() + bias.abs());
+            let bound = T::epsilon().into() / 2.0 * (4.0 * product.abs() + (product + bias).abs())
+                + 4.0 * f64::EPSILON * (product.abs() + bias.abs());
             let error = (got.into() - (product + bias)).abs();
             assert!(error <= bound, "y[{i}, {j}] of {rows}×{features}: got {got:e}, want {:e}", product + bias);
         }
@@ -485,7 +461,7 @@ fn f64_inference_is_right() {
 
 #[test]
 fn a_layer_without_gain_or_bias_is_one_of_ones_and_zeros() {
-    let (x, dy) = (drawn::<f32>(70, 20, 1), drawn::<f32>(70, 20, 2));
+    let (x, dy) = (drawn::<f32, _>([70, 20], 1), drawn::<f32, _>([70, 20], 2));
     let (plain, bare) = (BatchNorm::<f32>::new(20), BatchNorm::<f32>::new(20).without_gain().without_bias());
     let want = Step::new(&plain, &x, &dy);
     let (y, saved) = bare.forward(&x).unwrap();
@@ -499,7 +475,7 @@ fn a_layer_without_gain_or_bias_is_one_of_ones_and_zeros() {
 fn gradients_are_added() {
     for rows in [5, 200] {
         let norm = layer::<f64>(20);
-        let (x, dy) = (drawn::<f64>(rows, 20, 1), drawn::<f64>(rows, 20, 2));
+        let (x, dy) = (drawn::<f64, _>([rows, 20], 1), drawn::<f64, _>([rows, 20], 2));
         let (_, saved) = norm.forward(&x).unwrap();
         let mut grad = norm.zero_grad();
         norm.backward(&x, &saved, &dy, &mut grad).unwrap();
@@ -592,7 +568,7 @@ fn calls_into_memory_of_the_caller_allocate_nothing_once_warm() {
         let (mut running, mut saved, mut grad) = (norm.running(), BatchSaved::default(), norm.zero_grad());
         for layouts in [[false, false], [true, false], [false, true], [true, true]] {
             let [mut x, mut y] = layouts.map(|strided| {
-                let values = drawn::<f32>(rows, features, 1);
+                let values = drawn::<f32, _>([rows, features], 1);
                 if strided { placed(&values, 0) } else { values }
             });
             let (dy, mut dx) = (x.clone(), y.clone());

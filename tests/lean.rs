@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Norm, Number, SHAPES, bits, drawn, everywhere, extreme, grad_bits, laid, tests_of_both, wide};
+use common::{Norm, Number, SHAPES, bits, drawn, everywhere, extreme, grad_bits, laid, rounding, tests_of_both, wide};
 use layernorm::Affine;
 use layernorm::ndarray::{Array2, Array3, ArrayD, ArrayView1, ArrayViewD, IxDyn};
 
@@ -108,7 +108,7 @@ fn check<T: Number>(
         values.map_or(vec![0.0; features], |values| values.iter().map(|&value| value.into()).collect())
     };
     let (gain, bias) = (flat(parameters.gain()), flat(parameters.bias()));
-    let u = T::ROUNDING;
+    let u = rounding::<T>();
     let lanes = 64 / size_of::<T>();
     let roundings = (features.div_ceil(lanes).min(128) + 16) as f64;
     let n = features as f64;

@@ -4,53 +4,34 @@
 //! Its kernels are those of layer normalization about 0, so layouts, threads and long rows are sampled here, and tried one by
 //! one in the tests of that.
 
-use layernorm::ndarray::{Array1, Array2, Axis, s};
-use layernorm::{Element, Error, LayerNorm, Parameters, RmsNorm, RmsSaved, grad_check, instruction_sets};
-use textbook::{pattern, rms_backward, rms_forward};
+#[path = "common/number.rs"]
+mod number;
 
-/// What a test says of an element.
-trait Number: Element {
+use layernorm::ndarray::{Array1, Array2, s};
+use layernorm::{Error, LayerNorm, Parameters, RmsNorm, RmsSaved, grad_check, instruction_sets};
+use number::{Number, bits, drawn};
+use textbook::{rms_backward, rms_forward};
+
+/// How near a result must be.
+trait Bounds: Number {
     /// y, dx and dgain, of the largest in the row (dgain: of all).
     const BOUNDS: [f64; 3];
-    fn of(value: f64) -> Self;
-    fn bits(self) -> u64;
 }
 
-impl Number for f32 {
+impl Bounds for f32 {
     const BOUNDS: [f64; 3] = [2.5e-7, 5e-7, 5e-7];
-    fn of(value: f64) -> Self {
-        value as Self
-    }
-    fn bits(self) -> u64 {
-        self.to_bits().into()
-    }
 }
 
-impl Number for f64 {
+impl Bounds for f64 {
     const BOUNDS: [f64; 3] = [6e-16, 1e-15, 1e-15];
-    fn of(value: f64) -> Self {
-        value
-    }
-    fn bits(self) -> u64 {
-        self.to_bits()
-    }
-}
-
-fn drawn<T: Number>(rows: usize, features: usize, seed: u64) -> Array2<T> {
-    let values = pattern(rows * features, seed).into_iter().map(T::of).collect();
-    Array2::from_shape_vec((rows, features), values).unwrap()
 }
 
 fn layer<T: Number>(features: usize) -> RmsNorm<T> {
-    RmsNorm::new(features).with_gain(drawn(1, features, 101).remove_axis(Axis(0))).unwrap()
+    RmsNorm::new(features).with_gain(drawn(features, 101)).unwrap()
 }
 
 fn wide<'a, T: Number>(values: impl IntoIterator<Item = &'a T>) -> Vec<f64> {
     values.into_iter().map(|&value| value.into()).collect()
-}
-
-fn bits<'a, T: Number>(values: impl IntoIterator<Item = &'a T>) -> Vec<u64> {
-    values.into_iter().map(|value| value.bits()).collect()
 }
 
 /// y, dx and dgain.
@@ -63,14 +44,14 @@ fn all<T: Number>(norm: &RmsNorm<T>, x: &Array2<T>, dy: &Array2<T>) -> (Array2<T
     (y, dx, dgain)
 }
 
-fn is_right<T: Number>() {
+fn is_right<T: Bounds>() {
     for features in [1, 2, 15, 16, 17, 64, 65, 130, 768, 2048, 2049, 5000, 50_000] {
         let rows = if features > 1000 { 3 } else { 70 };
         let norm = layer::<T>(features);
         let gain = wide(norm.gain().unwrap());
-        let dy = drawn::<T>(rows, features, 2);
+        let dy = drawn::<T, _>([rows, features], 2);
         for mean in [0.0, 1.0, 1000.0] {
-            let x = drawn::<T>(rows, features, 1).mapv(|x| x + T::of(mean));
+            let x = drawn::<T, _>([rows, features], 1).mapv(|x| x + T::of(mean));
             let (y, dx, dgain) = all(&norm, &x, &dy);
             let eps = norm.eps().into();
             let (want_dx, want_dgain) = rms_backward(&wide(&x), features, Some(&gain), eps, &wide(&dy));
@@ -108,7 +89,7 @@ fn f64_is_right() {
 fn gradients_are_slopes() {
     for (features, eps) in [(1, 0.1), (3, 0.0), (20, 1e-5), (100, 0.5)] {
         let norm = layer::<f64>(features).with_eps(eps).unwrap();
-        let (x, dy) = (drawn::<f64>(4, features, 1).mapv(|x| x + 2.0), drawn::<f64>(4, features, 2));
+        let (x, dy) = (drawn::<f64, _>([4, features], 1).mapv(|x| x + 2.0), drawn::<f64, _>([4, features], 2));
         let loss = |norm: &RmsNorm<f64>, x: &Array2<f64>| (norm.infer(x).unwrap() * &dy).sum();
         let (_, dx, dgain) = all(&norm, &x, &dy);
         let worst = grad_check::compare(&x, &dx, |x| loss(&norm, x));
@@ -123,12 +104,12 @@ fn gradients_are_slopes() {
 fn same_bits<T: Number>() {
     for (rows, features) in [(9, 3), (33, 64), (70, 100), (9, 2049), (3, 50_000), (2000, 130)] {
         let norm = layer::<T>(features).with_eps(T::of(0.0)).unwrap();
-        let mut x = drawn::<T>(rows, features, 1);
+        let mut x = drawn::<T, _>([rows, features], 1);
         // Squares that overflow, that underflow, and none.
         x.row_mut(1).mapv_inplace(|x| x * T::of(1e30) * T::of(1e5));
         x.row_mut(2).mapv_inplace(|x| x * T::of(1e-30));
         x.row_mut(0).fill(T::of(0.0));
-        let dy = drawn::<T>(rows, features, 2);
+        let dy = drawn::<T, _>([rows, features], 2);
         let (y, dx, dgain) = all(&norm, &x, &dy);
         let want = (bits(&y), bits(&dx), bits(&dgain));
         assert!(y.iter().all(|y| y.is_finite()), "{rows}×{features}");
@@ -170,7 +151,7 @@ fn f64_has_the_same_bits_everywhere() {
 fn a_power_of_two_changes_no_bit() {
     for features in [5, 64, 3000] {
         let norm = layer::<f32>(features).with_eps(0.0).unwrap();
-        let x = drawn::<f32>(2, features, 1);
+        let x = drawn::<f32, _>([2, features], 1);
         let want = bits(&norm.infer(&x).unwrap());
         for exponent in [-90, -70, -30, 1, 30, 70, 100] {
             let scaled = x.mapv(|x| x * 2f32.powi(exponent));
@@ -196,7 +177,7 @@ fn zeros_give_zeros_and_constant_rows_ones() {
 #[test]
 fn nan_stays_in_its_row() {
     let norm = RmsNorm::<f32>::new(40);
-    let mut x = drawn::<f32>(20, 40, 1);
+    let mut x = drawn::<f32, _>([20, 40], 1);
     let want = norm.infer(&x).unwrap();
     x[[7, 3]] = f32::NAN;
     x[[11, 39]] = f32::INFINITY;

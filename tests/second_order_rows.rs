@@ -4,7 +4,8 @@
 mod common;
 
 use common::{
-    Norm, Number, SHAPES, bits, direction, drawn, everywhere, extreme, flat, grad_bits, laid, tests_of_both, wide,
+    Norm, Number, SHAPES, bits, direction, drawn, everywhere, extreme, flat, grad_bits, laid, rounding, tests_of_both,
+    wide,
 };
 use layernorm::ndarray::{Array1, Array2, Array3, ArrayD, ArrayViewD, IxDyn, s};
 use layernorm::{Affine, LayerNorm, RmsNorm};
@@ -89,7 +90,7 @@ fn f32_is_near_f64<T: Number, N: Norm<f32> + Both>() {
         let (gain, along_gain, along_bias) =
             (flat(norm.parameters().gain(), n), flat(affine.gain(), n), flat(affine.bias(), n));
         let mut of_dgain = Array1::<f64>::zeros(n);
-        let ru = (n.div_ceil(16).min(128) + 16) as f64 * f32::ROUNDING;
+        let ru = (n.div_ceil(16).min(128) + 16) as f64 * rounding::<f32>();
         for row in 0..shape[0] {
             let (r, a) = (rstd[row], y.row(row).mapv(|x| x.abs() + 1.0));
             let mean = |t: &Array1<f64>| t.sum() / n as f64;
@@ -113,7 +114,7 @@ fn f32_is_near_f64<T: Number, N: Norm<f32> + Both>() {
             near("dx", &got.dx, &want.dx, dx * (6.0 * ru));
         }
         let (got, want) = (flat(got.grad.gain(), n), flat(want.grad.gain(), n));
-        let bound = (of_dgain + gain.mapv(f64::abs)) * (3.0 * ru + 66.0 * f32::ROUNDING);
+        let bound = (of_dgain + gain.mapv(f64::abs)) * (3.0 * ru + 66.0 * rounding::<f32>());
         for i in 0..n {
             assert!((got[i] - want[i]).abs() <= bound[i], "dgain, {shape:?}, {i}: {}, {}", got[i], want[i]);
         }
@@ -188,7 +189,7 @@ fn dgain_adds_up<T: Number, N: Norm<T>>() {
             for i in 0..shape[1] {
                 let (sum, size) =
                     p.column(i).fold((before[i], 2.0 * before[i].abs()), |(sum, size), p| (sum + p, size + p.abs()));
-                let bound = 68.0 * T::ROUNDING * size;
+                let bound = 68.0 * rounding::<T>() * size;
                 assert!((got[i] - sum).abs() <= bound, "{shape:?}, {i}, {times}: got {}, want {sum}", got[i]);
             }
         }

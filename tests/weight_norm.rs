@@ -1,51 +1,32 @@
 //! Weight normalization keeps what the other layers promise: right beside the double-double oracle, slopes, the same bits
 //! everywhere, any scale, and errors before anything is written.
 
-use allocation_counter::measure;
-use layernorm::ndarray::{Array, Array1, Array2, Array3, Axis, s};
-use layernorm::{Affine, Element, Error, Parameters, WeightNorm, WeightSaved, grad_check, instruction_sets};
-use textbook::{Double, pattern, rms_forward};
+#[path = "common/number.rs"]
+mod number;
 
-/// What a test says of an element.
-trait Number: Element {
+use allocation_counter::measure;
+use layernorm::ndarray::{Array, Array1, Array2, Array3, s};
+use layernorm::{Affine, Error, Parameters, WeightNorm, WeightSaved, grad_check, instruction_sets};
+use number::{Number, bits, drawn};
+use textbook::{Double, rms_forward};
+
+/// How near a result must be.
+trait Bounds: Number {
     /// w, dv and dgain: roundings of rstd, x̂, c and their product; of each factor, the products and the difference; of 3
     /// factors and of the sum, whose blocks are added in this type. Each times 6e-8, or 1.1e-16.
     const BOUNDS: [f64; 3];
-    fn of(value: f64) -> Self;
-    fn bits(self) -> u64;
 }
 
-impl Number for f32 {
+impl Bounds for f32 {
     const BOUNDS: [f64; 3] = [2.5e-7, 5e-7, 5e-7];
-    fn of(value: f64) -> Self {
-        value as Self
-    }
-    fn bits(self) -> u64 {
-        self.to_bits().into()
-    }
 }
 
-impl Number for f64 {
+impl Bounds for f64 {
     const BOUNDS: [f64; 3] = [6e-16, 1e-15, 1e-15];
-    fn of(value: f64) -> Self {
-        value
-    }
-    fn bits(self) -> u64 {
-        self.to_bits()
-    }
-}
-
-fn drawn<T: Number>(rows: usize, columns: usize, seed: u64) -> Array2<T> {
-    let values = pattern(rows * columns, seed).into_iter().map(T::of).collect();
-    Array2::from_shape_vec((rows, columns), values).unwrap()
 }
 
 fn layer<T: Number>(outputs: usize) -> WeightNorm<T> {
-    WeightNorm::new(outputs).with_gain(drawn(1, outputs, 101).remove_axis(Axis(0))).unwrap()
-}
-
-fn bits<'a, T: Number>(values: impl IntoIterator<Item = &'a T>) -> Vec<u64> {
-    values.into_iter().map(|value| value.bits()).collect()
+    WeightNorm::new(outputs).with_gain(drawn(outputs, 101)).unwrap()
 }
 
 /// w, dv and dgain.
@@ -57,11 +38,11 @@ fn all<T: Number>(norm: &WeightNorm<T>, v: &Array2<T>, dw: &Array2<T>) -> [Vec<T
     [w.into_iter().collect(), dv.into_iter().collect(), grad.gain().unwrap().iter().copied().collect()]
 }
 
-fn is_right<T: Number>() {
+fn is_right<T: Bounds>() {
     for columns in [1, 2, 15, 16, 17, 64, 130, 768, 2049, 5000, 50_000] {
         let rows = if columns > 1000 { 3 } else { 70 };
         let norm = layer::<T>(rows);
-        let (v, dw) = (drawn::<T>(rows, columns, 1), drawn::<T>(rows, columns, 2));
+        let (v, dw) = (drawn::<T, _>([rows, columns], 1), drawn::<T, _>([rows, columns], 2));
         let [w, dv, dgain] = all(&norm, &v, &dw);
         for (row, dgain) in dgain.into_iter().enumerate() {
             let gain: f64 = norm.gain()[row].into();
@@ -107,7 +88,7 @@ fn f64_is_right() {
 #[test]
 fn gradients_are_slopes() {
     for columns in [1, 2, 20, 300] {
-        let (norm, v, dw) = (layer::<f64>(4), drawn::<f64>(4, columns, 1), drawn::<f64>(4, columns, 2));
+        let (norm, v, dw) = (layer::<f64>(4), drawn::<f64, _>([4, columns], 1), drawn::<f64, _>([4, columns], 2));
         let loss = |norm: &WeightNorm<f64>, v: &Array2<f64>| (norm.forward(v).unwrap().0 * &dw).sum();
         let [_, dv, dgain] = all(&norm, &v, &dw);
         let dv = Array2::from_shape_vec((4, columns), dv).unwrap();
@@ -129,12 +110,12 @@ fn gradients_are_slopes() {
 fn same_bits<T: Number>() {
     for (rows, columns) in [(9, 3), (33, 64), (70, 100), (9, 2049), (3, 50_000), (3000, 130)] {
         let norm = layer::<T>(rows);
-        let mut v = drawn::<T>(rows, columns, 1);
+        let mut v = drawn::<T, _>([rows, columns], 1);
         // Squares that overflow, that underflow, and none.
         v.row_mut(1).mapv_inplace(|v| v * T::of(1e30) * T::of(1e5));
         v.row_mut(2).mapv_inplace(|v| v * T::of(1e-30));
         v.row_mut(0).fill(T::of(0.0));
-        let dw = drawn::<T>(rows, columns, 2);
+        let dw = drawn::<T, _>([rows, columns], 2);
         let want = all(&norm, &v, &dw);
         assert!(want.iter().flatten().all(|value| value.is_finite()), "{rows}×{columns}");
         let same = |got: [Vec<T>; 3], place: &str| {
@@ -174,7 +155,7 @@ fn f64_has_the_same_bits_everywhere() {
 
 #[test]
 fn the_length_of_v_does_not_matter_and_powers_of_two_change_no_bit() {
-    let (norm, v, dw) = (layer::<f32>(5), drawn::<f32>(5, 70, 1), drawn::<f32>(5, 70, 2));
+    let (norm, v, dw) = (layer::<f32>(5), drawn::<f32, _>([5, 70], 1), drawn::<f32, _>([5, 70], 2));
     let want = all(&norm, &v, &dw);
     for exponent in [-90, -3, 1, 30, 100] {
         let scale = 2f32.powi(exponent);
@@ -188,7 +169,7 @@ fn the_length_of_v_does_not_matter_and_powers_of_two_change_no_bit() {
 
 #[test]
 fn the_gradient_is_at_right_angles_to_v() {
-    let (norm, v, dw) = (layer::<f64>(6), drawn::<f64>(6, 100, 1), drawn::<f64>(6, 100, 2));
+    let (norm, v, dw) = (layer::<f64>(6), drawn::<f64, _>([6, 100], 1), drawn::<f64, _>([6, 100], 2));
     let [_, dv, _] = all(&norm, &v, &dw);
     for (row, (v, dv)) in v.outer_iter().zip(dv.chunks(100)).enumerate() {
         let (dot, absolute) =
@@ -199,7 +180,7 @@ fn the_gradient_is_at_right_angles_to_v() {
 
 #[test]
 fn weights_come_back_from_their_lengths() {
-    let mut weights = drawn::<f32>(4, 60, 3);
+    let mut weights = drawn::<f32, _>([4, 60], 3);
     weights.row_mut(2).fill(0.0);
     let norm = WeightNorm::of(&weights);
     assert_eq!(norm.gain()[2], 0.0);
@@ -214,7 +195,7 @@ fn weights_come_back_from_their_lengths() {
 #[test]
 fn nan_stays_in_its_row_and_grad_is_added_to() {
     let norm = layer::<f32>(4);
-    let (mut v, dw) = (drawn::<f32>(4, 30, 1), drawn::<f32>(4, 30, 2));
+    let (mut v, dw) = (drawn::<f32, _>([4, 30], 1), drawn::<f32, _>([4, 30], 2));
     let want = all(&norm, &v, &dw);
     v[[1, 7]] = f32::INFINITY;
     let (w, saved) = norm.forward(&v).unwrap();
@@ -235,7 +216,7 @@ fn nan_stays_in_its_row_and_grad_is_added_to() {
 #[test]
 fn more_axes_are_one_row_and_nothing_is_allocated_once_warm() {
     let norm = layer::<f32>(70);
-    let flat = drawn::<f32>(70, 60, 1);
+    let flat = drawn::<f32, _>([70, 60], 1);
     let v = Array3::from_shape_vec((70, 4, 15), flat.iter().copied().collect()).unwrap();
     let (mut w, mut dv, mut saved, mut grad) = (v.clone(), v.clone(), WeightSaved::default(), norm.zero_grad());
     let mut calls = || {

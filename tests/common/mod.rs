@@ -2,48 +2,18 @@
 //! threads.
 #![allow(dead_code, unused_macros, unused_imports, reason = "each test uses its part")]
 
+mod number;
+
 use layernorm::ndarray::{
     Array, Array1, Array2, ArrayD, ArrayRef, ArrayViewD, Axis, Dimension, IntoDimension, ShapeBuilder, Slice,
 };
 use layernorm::{Affine, Element, LayerNorm, Parameters, Result, RmsNorm, RmsSaved, Saved, instruction_sets};
-use textbook::pattern;
 
-/// What a test says of an element.
-pub(crate) trait Number: Element {
-    /// u: half the distance from 1 to the next number.
-    const ROUNDING: f64;
-    fn of(value: f64) -> Self;
-    fn bits(self) -> u64;
-}
+pub(crate) use number::{Number, bits, drawn};
 
-impl Number for f32 {
-    const ROUNDING: f64 = f32::EPSILON as f64 / 2.0;
-    fn of(value: f64) -> Self {
-        value as Self
-    }
-    fn bits(self) -> u64 {
-        self.to_bits().into()
-    }
-}
-
-impl Number for f64 {
-    const ROUNDING: f64 = f64::EPSILON / 2.0;
-    fn of(value: f64) -> Self {
-        value
-    }
-    fn bits(self) -> u64 {
-        self.to_bits()
-    }
-}
-
-pub(crate) fn drawn<T: Number, I: IntoDimension>(shape: I, seed: u64) -> Array<T, I::Dim> {
-    let shape = shape.into_dimension();
-    let values = pattern(shape.size(), seed).into_iter().map(T::of).collect();
-    Array::from_shape_vec(shape, values).unwrap()
-}
-
-pub(crate) fn bits<'a, T: Number>(values: impl IntoIterator<Item = &'a T>) -> Vec<u64> {
-    values.into_iter().map(|value| value.bits()).collect()
+/// u: half the distance from 1 to the next number.
+pub(crate) fn rounding<T: Number>() -> f64 {
+    T::epsilon().into() / 2.0
 }
 
 pub(crate) fn wide<T: Number, D: Dimension>(values: &Array<T, D>) -> Array<f64, D> {
