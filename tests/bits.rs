@@ -1,8 +1,6 @@
 //! The bit contract: a row gives the same bits alone and in any batch, in any memory layout, on any number of threads
 //! and on every instruction set. So do the gradients of gain and bias of the same rows.
 
-use std::env;
-use std::process::{Command, Output};
 use std::sync::OnceLock;
 
 use layernorm::ndarray::{Array1, Array2, ArrayBase, ArrayView2, ArrayViewMut2, Axis, Ix2, RawData, Slice};
@@ -481,45 +479,4 @@ fn the_bits_are_those_of_the_last_release() {
     let changed = all.iter().zip(&GOLDEN).filter(|(got, expected)| got != expected).map(|(got, _)| got);
     let changed: Vec<_> = changed.map(|(name, rows, features, _)| format!("{name} {rows} x {features}")).collect();
     assert!(all == GOLDEN, "other bits than before for {changed:?}. The table is now (lines: {}):\n{rows}", all.len());
-}
-
-/// Tells the child process from its parent.
-const CHILD: &str = "LAYERNORM_TEST_CHILD";
-
-/// Starts `test` of this file in a process of its own, in which the variable has a value.
-fn child(test: &str, value: &str) -> Output {
-    let program = env::current_exe().expect("a test runs from a file");
-    Command::new(program)
-        .args([test, "--exact", "--nocapture"])
-        .env(CHILD, "1")
-        .env("LAYERNORM_SIMD", value)
-        .output()
-        .expect("the test starts again")
-}
-
-#[test]
-fn the_variable_changes_the_instruction_set_and_no_bit() {
-    let test = "the_variable_changes_the_instruction_set_and_no_bit";
-    // On the instruction set of the process.
-    let outcome = run(&Input::<f32>::new(21, 100, 0), Variant { set: instruction_set(), ..plain() });
-    let bits = hash(&outcome[0].1);
-    if env::var_os(CHILD).is_some() {
-        println!("<{} {bits:016x}>", instruction_set());
-        return;
-    }
-    let sets = instruction_sets();
-    let all = ["avx512", "avx2", "sse4.2", "sse2", "neon", "wasm", "fallback"];
-    let missing = all.into_iter().filter(|name| !sets.contains(name)).chain(["mmx", ""]);
-    for (wanted, runs) in sets.iter().map(|&name| (name, name)).chain(missing.map(|name| (name, sets[0]))) {
-        let Output { status, stdout, stderr } = child(test, wanted);
-        let [stdout, stderr] = [stdout, stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-        let told = format!("<{runs} {bits:016x}>");
-        assert!(status.success() && stdout.contains(&told), "{wanted}: expected {told}, got {stdout}{stderr}");
-        let lines: Vec<_> = stderr.lines().collect();
-        if wanted == runs {
-            assert!(lines.is_empty(), "{wanted}: {lines:?}");
-        } else {
-            assert!(lines.len() == 1 && lines[0].contains("LAYERNORM_SIMD"), "{wanted}: {lines:?}");
-        }
-    }
 }
