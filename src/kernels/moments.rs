@@ -266,7 +266,9 @@ pub(crate) fn partial_sums<S: Simd, T: Number>(
     }
     if !tail.is_empty() {
         // Filled up with h, which adds nothing.
-        partial.add(tail.turn, tail.load(block, near));
+        let x = tail.load(block, near);
+        // Not `add(tail.turn, x)`: sums that are found by a number are in memory, not in registers.
+        if tail.turn == 0 { partial.add(0, x) } else { partial.add(1, x) }
     }
     (partial.sum[0] + partial.sum[1], partial.squares[0] + partial.squares[1])
 }

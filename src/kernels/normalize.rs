@@ -5,13 +5,14 @@
 //! y = x̂ · gain + bias
 //!
 //! R rows at a time:
-//!     sums of each row, statistics of all, y of two and two
+//!     sums of each row, statistics of all, y of P and P
 //! ```
 //!
 //! Never `x·rstd + (−mean·rstd)`: at a large mean that is the difference of two large numbers. Rows taken together
-//! share the latencies of their reductions, divisions and square roots, and the loads of gain and bias; rows that come
-//! from memory are taken one by one, because memory likes one line after the other. Neither changes the order of
-//! additions within a row, so neither changes a bit.
+//! share the latencies of their reductions, divisions and square roots, and the loads of gain and bias. Rows that come
+//! from memory are written one by one, because memory likes one line after the other, and only so many are taken
+//! together that their y, waiting for its lines, does not fill what the processor has for stores. None of it changes the
+//! order of additions within a row, so none changes a bit.
 
 use std::ops::Range;
 
@@ -110,22 +111,29 @@ pub(crate) fn forward<S: Simd, T: Number>(
     let vectors = layer.features.div_ceil(T::LANES);
     // Narrow registers do not hold two rows, and the scalar fallback takes minutes to compile them.
     let narrow = const { S::f32s::LEN < 8 };
-    let done = if narrow || streams && vectors >= 8 && layer.features <= T::BLOCK {
-        // Memory sets the pace, and it is fastest where each row is read and written before the next.
+    let done = if narrow {
         0
+    } else if streams && vectors > 4 && layer.features <= T::BLOCK {
+        match vectors {
+            5..=12 => groups::<S, T, 4, 1>(simd, layer, x, y, &mut saved, 0..rows / 4 * 4),
+            13..=16 => groups::<S, T, 2, 1>(simd, layer, x, y, &mut saved, 0..rows / 2 * 2),
+            _ => 0,
+        }
+    } else if vectors <= 3 && T::LANES > 8 {
+        groups::<S, T, 16, 2>(simd, layer, x, y, &mut saved, 0..rows / 16 * 16)
     } else if vectors <= 8 {
         // The reductions are a large part of the work.
-        groups::<S, T, 8>(simd, layer, x, y, &mut saved, 0..rows / 8 * 8)
+        groups::<S, T, 8, 2>(simd, layer, x, y, &mut saved, 0..rows / 8 * 8)
     } else {
-        groups::<S, T, 4>(simd, layer, x, y, &mut saved, 0..rows / 4 * 4)
+        groups::<S, T, 4, 2>(simd, layer, x, y, &mut saved, 0..rows / 4 * 4)
     };
-    groups::<S, T, 1>(simd, layer, x, y, &mut saved, done..rows);
+    groups::<S, T, 1, 1>(simd, layer, x, y, &mut saved, done..rows);
 }
 
-/// `R` rows at a time; `R` divides their number. Returns the row after the last.
+/// `R` rows at a time; `R` divides their number. Their y is written `P`, 1 or 2, at a time. Returns the row after the last.
 #[simd]
 #[inline(never)]
-fn groups<S: Simd, T: Number, const R: usize>(
+fn groups<S: Simd, T: Number, const R: usize, const P: usize>(
     simd: S,
     layer: Layer<'_, T>,
     x: &[T],
@@ -146,12 +154,12 @@ fn groups<S: Simd, T: Number, const R: usize>(
             Group::of_long_rows(simd, features, x, spread)
         };
         if features <= TILE * T::LANES {
-            write_group(simd, &tail, affine, &group, features, 0, x, y);
+            write_group::<S, T, R, P>(simd, &tail, affine, &group, features, 0, x, y);
         } else {
             for start in (0..features).step_by(TILE * T::LANES) {
                 let len = (features - start).min(TILE * T::LANES);
                 let affine = (layer.gain(start, len), layer.bias(start, len));
-                write_group(simd, &Tail::new(simd, len), affine, &group, features, start, x, y);
+                write_group::<S, T, R, P>(simd, &Tail::new(simd, len), affine, &group, features, start, x, y);
             }
         }
         group.end(simd, layer, R, x, y, saved, first);
@@ -162,7 +170,7 @@ fn groups<S: Simd, T: Number, const R: usize>(
 /// y of the columns from `start` on of a group of rows.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
-fn write_group<S: Simd, T: Number, const R: usize>(
+fn write_group<S: Simd, T: Number, const R: usize, const P: usize>(
     simd: S,
     tail: &Tail<S, T>,
     affine: (&[T], &[T]),
@@ -173,8 +181,11 @@ fn write_group<S: Simd, T: Number, const R: usize>(
     y: &mut [T],
 ) {
     let columns = start..start + tail.len();
-    if R == 1 {
-        return write(simd, tail, affine, &[group.splat(simd, 0)], [&x[columns.clone()]], [&mut y[columns]]);
+    if P == 1 {
+        for (i, (x, y)) in x.chunks_exact(features).zip(y.chunks_exact_mut(features)).enumerate() {
+            write(simd, tail, affine, &[group.splat(simd, i)], [&x[columns.clone()]], [&mut y[columns.clone()]]);
+        }
+        return;
     }
     for (i, (x, y)) in x.chunks_exact(2 * features).zip(y.chunks_exact_mut(2 * features)).enumerate() {
         let (x, y) = (x.split_at(features), y.split_at_mut(features));

@@ -274,8 +274,14 @@ pub(crate) fn sums<S: Simd, T: Number, const P: usize>(
             // Filled up with what adds nothing.
             let dy = tail.load(dy[r], zero);
             let terms = lanes[r].terms(gain, tail.load(x[r], lanes[r].mean), dy);
-            q[r][tail.turn] += terms.0;
-            qd[r][tail.turn] += terms.1;
+            // Not `q[r][tail.turn]`: sums that are found by a number are in memory, not in registers.
+            if tail.turn == 0 {
+                q[r][0] += terms.0;
+                qd[r][0] += terms.1;
+            } else {
+                q[r][1] += terms.0;
+                qd[r][1] += terms.1;
+            }
             dgain += terms.2;
             dbias += dy;
         }
