@@ -58,11 +58,14 @@ pub(crate) fn forward<T: Element, D: Dimension>(
         take_again(call, &x, 0, &mut saved);
     }
     let kept = saved.kept();
-    let kernel = |step: Step<'_, T, _, 1, 1, 0>| {
-        let Step { inputs: [x], outputs: [y], .. } = step;
-        write(call, kept, x, None, y);
-    };
-    Sweep::new(call.shape(), call.rows, [&x], [y.part()], (), &kernel).run();
+    parallel::lend_beside(features, |scale: &mut [T]| {
+        call.scale(kept.rstd, 0, scale);
+        let kernel = |step: Step<'_, T, _, 1, 1, 0>| {
+            let Step { inputs: [x], outputs: [y], .. } = step;
+            write(call, (kept, scale), x, None, y);
+        };
+        Sweep::new(call.shape(), call.rows, [&x], [y.part()], (), &kernel).run();
+    });
     for (c, column) in rescaled(call, &x, kept.exponent, 0) {
         let places = y.column_mut(call.shape(), c);
         let x = x.column(call.shape(), c);
@@ -78,10 +81,10 @@ pub(crate) fn infer<T: Element, D: Dimension>(
     y: ArrayViewMut<'_, T, D>,
 ) {
     let (x, mut y) = (Input::new(x, call.trailing), Output::new(y, call.trailing));
-    with_statistics(call, [mean, variance], |kept| {
+    with_statistics(call, [mean, variance], |kept, scale| {
         let kernel = |step: Step<'_, T, _, 1, 1, 0>| {
             let Step { inputs: [x], outputs: [y], .. } = step;
-            write(call, kept, x, None, y);
+            write(call, (kept, scale), x, None, y);
         };
         Sweep::new(call.shape(), call.rows, [&x], [y.part()], (), &kernel).run();
     });
@@ -94,25 +97,31 @@ pub(crate) fn infer_inplace<T: Element, D: Dimension>(
     x: ArrayViewMut<'_, T, D>,
 ) {
     let mut y = Output::new(x, call.trailing);
-    with_statistics(call, [mean, variance], |kept| {
+    with_statistics(call, [mean, variance], |kept, scale| {
         let kernel = |step: Step<'_, T, _, 0, 1, 1>| {
             let Step { outputs: [y], scratch: [x], .. } = step;
             x.copy_from_slice(y);
-            write(call, kept, x, None, y);
+            write(call, (kept, scale), x, None, y);
         };
         Sweep::new(call.shape(), call.rows, [], [y.part()], (), &kernel).in_place().run();
     });
 }
 
-/// Calls `f` with these statistics, as if they had been kept.
-fn with_statistics<T: Element>(call: &Call<'_, T>, [mean, variance]: [&[T]; 2], f: impl FnOnce(KeptColumns<'_, T>)) {
-    parallel::lend_beside(2 * mean.len(), |buffer: &mut [T]| {
-        let (low, rstds) = buffer.split_at_mut(mean.len());
+/// Calls `f` with these statistics, as if they had been kept, and with their scale.
+fn with_statistics<T: Element>(
+    call: &Call<'_, T>,
+    [mean, variance]: [&[T]; 2],
+    f: impl FnOnce(KeptColumns<'_, T>, &[T]),
+) {
+    parallel::lend_beside(3 * mean.len(), |buffer: &mut [T]| {
+        let (low, buffer) = buffer.split_at_mut(mean.len());
+        let (rstds, scale) = buffer.split_at_mut(mean.len());
         low.fill(T::zero());
         for (r, &variance) in rstds.iter_mut().zip(variance) {
             *r = T::from_f64(rstd(variance.into() + call.layer.spread.eps));
         }
-        f(KeptColumns { mean, low, rstd: rstds, exponent: &[] });
+        call.scale(rstds, 0, scale);
+        f(KeptColumns { mean, low, rstd: rstds, exponent: &[] }, scale);
     });
 }
 
@@ -132,15 +141,17 @@ pub(crate) fn backward<T: Element, D: Dimension>(
     {
         return flat::backward(call, kept, (&x, &dy), dx, grad);
     }
-    parallel::lend_beside(2 * features, |buffer: &mut [T]| {
-        let (k, m) = buffer.split_at_mut(features);
+    parallel::lend_beside(3 * features, |buffer: &mut [T]| {
+        let (k, buffer) = buffer.split_at_mut(features);
+        let (m, scale) = buffer.split_at_mut(features);
+        call.scale(kept.rstd, 0, scale);
         sum_columns(call, kept.mean, [&x, &dy], |totals| {
             coefficients(call, kept, (&x, &dy), 0, totals, k, m);
             grad.add_wide(totals);
         });
         let kernel = |step: Step<'_, T, _, 2, 1, 0>| {
             let Step { inputs: [x, dy], outputs: [dx], .. } = step;
-            write(call, kept, x, Some((dy, k, m)), dx);
+            write(call, (kept, scale), x, Some((dy, k, m)), dx);
         };
         Sweep::new(call.shape(), call.rows, [&x, &dy], [dx.part()], (), &kernel).run();
         for (c, column) in rescaled(call, &x, kept.exponent, 0) {
@@ -170,7 +181,7 @@ fn sum_columns<T: Element>(
 /// y, or with dy, k and m dx, of some rows.
 fn write<T: Element>(
     call: &Call<'_, T>,
-    kept: KeptColumns<'_, T>,
+    (kept, scale): (KeptColumns<'_, T>, &[T]),
     x: &[T],
     back: Option<(&[T], &[T], &[T])>,
     out: &mut [T],
@@ -182,6 +193,6 @@ fn write<T: Element>(
         let mut list = list();
         let count = enlist(out.chunks_exact_mut(features), &mut list);
         let list = &mut list[..count];
-        T::batch_write(call.level, call.streams(), &call.layer, kept, call.block_of(x), back, list);
+        T::batch_write(call.level, call.streams(), &call.layer, kept, scale, call.block_of(x), back, list);
     }
 }

@@ -315,11 +315,12 @@ kernels! {
         streams: bool,
         layer: &Layer<'_, Self>,
         kept: KeptColumns<'_, Self>,
+        scale: &[Self],
         x: Block<'_, Self>,
         back: Option<Back<'_, Self>>,
         out: &mut [&mut [Self]],
     ) {
-        dispatch!(level, simd => batch::write::write(simd, streams, layer, kept, x, back, out));
+        dispatch!(level, simd => batch::write::write(simd, streams, layer, kept, scale, x, back, out));
     }
 
     /// [`matmul::multiply`]

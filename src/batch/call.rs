@@ -52,6 +52,14 @@ impl<'a, T: Element> Call<'a, T> {
         self.layer.bias.map_or(T::zero(), |bias| bias[column])
     }
 
+    /// rstd·gain of the columns from `start` on.
+    pub(crate) fn scale(&self, rstd: &[T], start: usize, scale: &mut [T]) {
+        scale.copy_from_slice(rstd);
+        if let Some(gain) = self.layer.gain {
+            scale.iter_mut().zip(&gain[start..]).for_each(|(scale, &gain)| *scale *= gain);
+        }
+    }
+
     pub(crate) fn shape(&self) -> RowShape {
         RowShape { features: self.layer.features, trailing: self.trailing }
     }

@@ -63,7 +63,8 @@ impl<T: Element> Job for Forward<'_, '_, T> {
         let rows = input.rows(call.shape(), 0..call.rows, &mut []);
         with_buffers(call, 1, &columns, |buffer, totals| {
             let width = call.tile_columns().min(columns.len());
-            let (sums, packed) = buffer.split_at_mut(2 * width);
+            let (sums, buffer) = buffer.split_at_mut(2 * width);
+            let (scale, packed) = buffer.split_at_mut(width);
             for tile in steps(columns.clone(), width) {
                 let here = tile.start - columns.start..tile.end - columns.start;
                 let (x, mut saved) = (call.pack(rows, &tile, packed), saved.part(here.clone()));
@@ -77,8 +78,9 @@ impl<T: Element> Job for Forward<'_, '_, T> {
                 if !T::batch_finish(call.level, call.layer.spread, call.count(), totals, &mut saved) {
                     take_again(call, input, tile.start, &mut saved);
                 }
-                let kept = saved.kept();
-                write_columns(call, kept, x, None, y.view_mut(), here.clone());
+                let (kept, scale) = (saved.kept(), &mut scale[..tile.len()]);
+                call.scale(kept.rstd, tile.start, scale);
+                write_columns(call, (kept, scale), x, None, y.view_mut(), here.clone());
                 for (c, column) in rescaled(call, input, kept.exponent, tile.start) {
                     let (gain, bias) = (call.gain_of(tile.start + c), call.bias_of(tile.start + c));
                     let x = input.column(call.shape(), tile.start + c);
@@ -90,7 +92,7 @@ impl<T: Element> Job for Forward<'_, '_, T> {
     }
 }
 
-/// Lends `f` a buffer for the column sums of a tile and for so many packed arrays, and one for the wide sums.
+/// Lends `f` a buffer for the column sums of a tile, its scale and so many packed arrays, and one for the wide sums.
 fn with_buffers<T: Element>(
     call: &Call<'_, T>,
     arrays: usize,
@@ -99,7 +101,7 @@ fn with_buffers<T: Element>(
 ) {
     let width = call.tile_columns().min(columns.len());
     let packed = if width == call.layer.features { 0 } else { arrays * call.rows * width };
-    parallel::lend(2 * width + packed, |buffer| {
+    parallel::lend(3 * width + packed, |buffer| {
         parallel::lend_wide::<T, _>(2 * width, |totals| f(buffer, totals));
     });
 }
@@ -127,7 +129,7 @@ fn sum_chain<'s, T: Element>(
 /// Some columns of y, or with `back` of dx.
 fn write_columns<T: Element>(
     call: &Call<'_, T>,
-    kept: KeptColumns<'_, T>,
+    (kept, scale): (KeptColumns<'_, T>, &[T]),
     x: Block<'_, T>,
     back: Option<Back<'_, T>>,
     mut out: ArrayViewMut2<'_, T>,
@@ -136,7 +138,7 @@ fn write_columns<T: Element>(
     let mut list = list();
     let rows = out.rows_mut().into_iter().map(|row| &mut row.into_slice().expect(ROWS)[here.clone()]);
     let count = enlist(rows, &mut list);
-    T::batch_write(call.level, call.streams(), &call.layer, kept, x, back, &mut list[..count]);
+    T::batch_write(call.level, call.streams(), &call.layer, kept, scale, x, back, &mut list[..count]);
 }
 
 /// Backward of some columns of at most a chain of rows.
@@ -174,7 +176,8 @@ impl<T: Element> Job for Backward<'_, '_, T> {
             (x_input.rows(call.shape(), 0..call.rows, &mut []), dy_input.rows(call.shape(), 0..call.rows, &mut []));
         with_buffers(call, 2, &columns, |buffer, totals| {
             let width = call.tile_columns().min(columns.len());
-            let (sums, packed) = buffer.split_at_mut(2 * width);
+            let (sums, buffer) = buffer.split_at_mut(2 * width);
+            let (scale, packed) = buffer.split_at_mut(width);
             let (x_packed, dy_packed) = packed.split_at_mut(packed.len() / 2);
             for tile in steps(columns.clone(), width) {
                 let here = tile.start - columns.start..tile.end - columns.start;
@@ -184,7 +187,9 @@ impl<T: Element> Job for Backward<'_, '_, T> {
                 let (k, m) = sums[..2 * tile.len()].split_at_mut(tile.len());
                 coefficients(call, kept, (x_input, dy_input), tile.start, totals, k, m);
                 grad.part(here.clone()).add_wide(totals);
-                write_columns(call, kept, x, Some(Back { dy, k, m }), dx.view_mut(), here.clone());
+                let scale = &mut scale[..tile.len()];
+                call.scale(kept.rstd, tile.start, scale);
+                write_columns(call, (kept, scale), x, Some(Back { dy, k, m }), dx.view_mut(), here.clone());
                 for (c, column) in rescaled(call, x_input, kept.exponent, tile.start) {
                     let gain = call.gain_of(tile.start + c);
                     let (x, dy) =

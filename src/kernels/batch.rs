@@ -212,46 +212,32 @@ pub(crate) fn sums<S: Simd, T: Number>(
     sums: &mut Sums<'_, T>,
 ) {
     let rows = x.rows.len().div_ceil(x.stride);
+    let together = if are_together::<S, T>(streams, about.len()) { rows } else { 0 };
     match dy {
         None => {
-            let done = match together::<S, T>(streams, about.len()) {
-                Together::All => add_rows::<S, T, false, 8>(simd, about, x, x, sums, 0..rows / 8 * 8),
-                Together::Some => add_rows::<S, T, false, 4>(simd, about, x, x, sums, 0..rows / 4 * 4),
-                Together::None => 0,
-            };
+            let done = add_rows::<S, T, false, 8>(simd, about, x, x, sums, 0..together / 8 * 8);
             add_rows::<S, T, false, 1>(simd, about, x, x, sums, done..rows);
         }
         Some(dy) => {
-            let done = match together::<S, T>(streams, about.len()) {
-                Together::All => add_rows::<S, T, true, 8>(simd, about, x, dy, sums, 0..rows / 8 * 8),
-                Together::Some => add_rows::<S, T, true, 4>(simd, about, x, dy, sums, 0..rows / 4 * 4),
-                Together::None => 0,
+            let done = if streams {
+                // Twice the arrays: rows of 4096 bytes would push each other out of L1.
+                add_rows::<S, T, true, 4>(simd, about, x, dy, sums, 0..together / 4 * 4)
+            } else {
+                add_rows::<S, T, true, 8>(simd, about, x, dy, sums, 0..together / 8 * 8)
             };
             add_rows::<S, T, true, 1>(simd, about, x, dy, sums, done..rows);
         }
     }
 }
 
-/// Rows that are taken together.
-enum Together {
-    All,
-    Some,
-    None,
-}
-
-/// How many rows of these columns are best taken together.
+/// Whether several rows of these columns are best taken together.
 #[inline(always)]
-fn together<S: Simd, T: Number>(streams: bool, columns: usize) -> Together {
+pub(super) fn are_together<S: Simd, T: Number>(streams: bool, columns: usize) -> bool {
     // Narrow registers do not hold several rows.
-    if const { S::f32s::LEN < 8 } || streams && columns < TILE * T::LANES {
-        // Memory sets the pace, and it is fastest where rows are read one after the other.
-        Together::None
-    } else if streams {
-        // A tile is left for the next row anyway.
-        Together::Some
-    } else {
-        Together::All
-    }
+    let narrow = const { S::f32s::LEN < 8 };
+    // Where memory sets the pace, it is fastest where rows are read one after the other, unless a tile is left for the next
+    // row anyway.
+    !(narrow || streams && columns < TILE * T::LANES)
 }
 
 /// `R` rows at a time; `R` divides their number. Returns the row after the last.

@@ -5,7 +5,7 @@ use std::ops::Range;
 use fearless_simd::{Simd, SimdBase};
 use fearless_simd_macros::simd;
 
-use crate::kernels::batch::{Block, KeptColumns, Together, tiles, together};
+use crate::kernels::batch::{Block, KeptColumns, are_together, tiles};
 use crate::kernels::blocks::{chunks_from, first_of, last_of, vectors_at};
 use crate::kernels::normalize::Layer;
 use crate::number::Number;
@@ -21,35 +21,34 @@ pub(crate) struct Back<'a, T> {
 
 /// y of some columns of some rows, or with `back` dx.
 ///
-/// `streams`: the rows come from memory.
+/// `streams`: the rows come from memory. `scale`: rstd·gain of each column.
 #[simd]
+#[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
 pub(crate) fn write<S: Simd, T: Number>(
     simd: S,
     streams: bool,
     layer: &Layer<'_, T>,
     kept: KeptColumns<'_, T>,
+    scale: &[T],
     x: Block<'_, T>,
     back: Option<Back<'_, T>>,
     out: &mut [&mut [T]],
 ) {
     let rows = out.len();
+    let together = if are_together::<S, T>(streams, kept.mean.len()) { rows } else { 0 };
     match back {
         None => {
             let back = Back { dy: x, k: kept.mean, m: kept.mean };
-            let done = match together::<S, T>(streams, kept.mean.len()) {
-                Together::All => write_rows::<S, T, false, 4>(simd, layer, kept, x, back, out, 0..rows / 4 * 4),
-                Together::Some => write_rows::<S, T, false, 2>(simd, layer, kept, x, back, out, 0..rows / 2 * 2),
-                Together::None => 0,
-            };
-            write_rows::<S, T, false, 1>(simd, layer, kept, x, back, out, done..rows);
+            let done = write_rows::<S, T, false, 4>(simd, layer, kept, scale, x, back, out, 0..together / 4 * 4);
+            write_rows::<S, T, false, 1>(simd, layer, kept, scale, x, back, out, done..rows);
         }
         Some(back) => {
-            let done = match together::<S, T>(streams, kept.mean.len()) {
-                Together::All => write_rows::<S, T, true, 4>(simd, layer, kept, x, back, out, 0..rows / 4 * 4),
-                Together::Some => write_rows::<S, T, true, 2>(simd, layer, kept, x, back, out, 0..rows / 2 * 2),
-                Together::None => 0,
+            let done = if streams {
+                write_rows::<S, T, true, 2>(simd, layer, kept, scale, x, back, out, 0..together / 2 * 2)
+            } else {
+                write_rows::<S, T, true, 4>(simd, layer, kept, scale, x, back, out, 0..together / 4 * 4)
             };
-            write_rows::<S, T, true, 1>(simd, layer, kept, x, back, out, done..rows);
+            write_rows::<S, T, true, 1>(simd, layer, kept, scale, x, back, out, done..rows);
         }
     }
 }
@@ -57,10 +56,12 @@ pub(crate) fn write<S: Simd, T: Number>(
 /// `R` rows at a time; `R` divides their number. Returns the row after the last.
 #[simd]
 #[inline(never)]
+#[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
 fn write_rows<'a, S: Simd, T: Number, const BACK: bool, const R: usize>(
     simd: S,
     layer: &Layer<'a, T>,
     kept: KeptColumns<'a, T>,
+    scale: &'a [T],
     x: Block<'_, T>,
     back: Back<'a, T>,
     out: &mut [&mut [T]],
@@ -73,9 +74,9 @@ fn write_rows<'a, S: Simd, T: Number, const BACK: bool, const R: usize>(
     for tile in tiles::<T>(kept.mean.len()) {
         let (start, len) = (x.first + tile.start, tile.len());
         let of_tile = |numbers: &'a [T]| &numbers[tile.clone()];
-        let (gain, bias) = (layer.gain(start, len), layer.bias(start, len));
-        let [mean, low, rstd, k, m] = [kept.mean, kept.low, kept.rstd, back.k, back.m].map(of_tile);
-        let columns = if BACK { [mean, low, rstd, gain, k, m] } else { [mean, low, rstd, gain, bias, bias] };
+        let bias = layer.bias(start, len);
+        let [mean, low, scale, k, m] = [kept.mean, kept.low, scale, back.k, back.m].map(of_tile);
+        let columns = if BACK { [mean, low, scale, k, m] } else { [mean, low, scale, bias, bias] };
         let tail = Tail::new(simd, len);
         for (first, out) in rows.clone().step_by(R).zip(groups.iter_mut()) {
             let (x, dy) = (x.group(first, &tile), back.dy.group(first, &tile));
@@ -91,14 +92,14 @@ fn write_rows<'a, S: Simd, T: Number, const BACK: bool, const R: usize>(
 fn write_group<S: Simd, T: Number, const BACK: bool, const R: usize>(
     simd: S,
     tail: &Tail<S, T>,
-    columns: [&[T]; 6],
+    columns: [&[T]; 5],
     x: [&[T]; R],
     dy: [&[T]; R],
     mut out: [&mut [T]; R],
 ) {
     let front = front(out[0]);
     if front > 0 {
-        let (columns, xs) = (first_of::<S, T, 6>(simd, columns), first_of::<S, T, R>(simd, x));
+        let (columns, xs) = (first_of::<S, T, 5>(simd, columns), first_of::<S, T, R>(simd, x));
         let dys = if BACK { first_of::<S, T, R>(simd, dy) } else { xs };
         for r in 0..R {
             result::<S, T, BACK>(columns, xs[r], dys[r]).store_array(&mut T::chunks_mut(out[r]).0[0]);
@@ -106,11 +107,11 @@ fn write_group<S: Simd, T: Number, const BACK: bool, const R: usize>(
     }
     let count = (tail.len() - front) / T::LANES;
     {
-        let columns = chunks_from::<T, 6>(columns, front, count);
+        let columns = chunks_from::<T, 5>(columns, front, count);
         let (x, dy) = (chunks_from::<T, R>(x, front, count), chunks_from::<T, R>(dy, front, count));
         let mut out = out.each_mut().map(|out| &mut T::chunks_mut(&mut out[front..]).0[..count]);
         for i in 0..count {
-            let (columns, xs) = (vectors_at::<S, T, 6>(simd, columns, i), vectors_at::<S, T, R>(simd, x, i));
+            let (columns, xs) = (vectors_at::<S, T, 5>(simd, columns, i), vectors_at::<S, T, R>(simd, x, i));
             let dys = if BACK { vectors_at::<S, T, R>(simd, dy, i) } else { xs };
             let mut results = xs;
             for r in 0..R {
@@ -122,7 +123,7 @@ fn write_group<S: Simd, T: Number, const BACK: bool, const R: usize>(
         }
     }
     if front + count * T::LANES < tail.len() {
-        let (columns, xs) = (last_of::<S, T, 6>(simd, tail, columns), last_of::<S, T, R>(simd, tail, x));
+        let (columns, xs) = (last_of::<S, T, 5>(simd, tail, columns), last_of::<S, T, R>(simd, tail, x));
         let dys = if BACK { last_of::<S, T, R>(simd, tail, dy) } else { xs };
         for r in 0..R {
             tail.store_all(result::<S, T, BACK>(columns, xs[r], dys[r]), out[r]);
@@ -133,10 +134,10 @@ fn write_group<S: Simd, T: Number, const BACK: bool, const R: usize>(
 /// y, or with `BACK` dx, of a vector.
 #[inline(always)]
 fn result<S: Simd, T: Number, const BACK: bool>(
-    [mean, low, rstd, gain, bias_or_k, m]: [Vector<S, T>; 6],
+    [mean, low, scale, bias_or_k, m]: [Vector<S, T>; 5],
     x: Vector<S, T>,
     dy: Vector<S, T>,
 ) -> Vector<S, T> {
-    let (d, scale) = ((x - mean) - low, rstd * gain);
+    let d = (x - mean) - low;
     if BACK { ((dy - bias_or_k) - d * m) * scale } else { d * scale + bias_or_k }
 }
