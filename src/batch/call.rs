@@ -27,7 +27,7 @@ pub(crate) struct Call<'a, T> {
 const STREAMS: usize = 12 * 1024 * 1024;
 
 /// Bytes of a tile of columns, about: with its y or dy well within L2.
-const PACKED: usize = 128 * 1024;
+const TILE: usize = 128 * 1024;
 
 impl<'a, T: Element> Call<'a, T> {
     pub(crate) fn count(&self) -> Count {
@@ -70,20 +70,12 @@ impl<'a, T: Element> Call<'a, T> {
 
     /// Columns of a tile that is taken from its sums to its y.
     pub(crate) fn tile_columns(&self) -> usize {
-        (PACKED / size_of::<T>() / self.rows).next_multiple_of(4 * T::LANES)
+        (TILE / size_of::<T>() / self.rows).next_multiple_of(4 * T::LANES)
     }
 
-    /// A tile of columns of all rows: in `buffer`, unless it is all columns. Rows of 2ⁿ bytes would push each other out of
-    /// a cache.
-    pub(crate) fn pack<'b>(&self, rows: &'b [T], tile: &Range<usize>, buffer: &'b mut [T]) -> Block<'b, T> {
-        let features = self.layer.features;
-        if tile.len() == features {
-            return self.block_of(rows);
-        }
-        for (packed, row) in buffer.chunks_exact_mut(tile.len()).zip(rows.chunks_exact(features)) {
-            packed.copy_from_slice(&row[tile.clone()]);
-        }
-        Block { rows: &buffer[..self.rows * tile.len()], stride: tile.len(), first: tile.start }
+    /// A tile of columns of all rows.
+    pub(crate) fn tile_of<'b>(&self, rows: &'b [T], tile: &Range<usize>) -> Block<'b, T> {
+        Block { rows: &rows[tile.start..], stride: self.layer.features, first: tile.start }
     }
 }
 

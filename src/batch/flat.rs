@@ -61,13 +61,12 @@ impl<T: Element> Job for Forward<'_, '_, T> {
     fn run(self) {
         let Self { call, x: input, mut y, mut saved, columns } = self;
         let rows = input.rows(call.shape(), 0..call.rows, &mut []);
-        with_buffers(call, 1, &columns, |buffer, totals| {
+        with_buffers(call, &columns, |buffer, totals| {
             let width = call.tile_columns().min(columns.len());
-            let (sums, buffer) = buffer.split_at_mut(2 * width);
-            let (scale, packed) = buffer.split_at_mut(width);
+            let (sums, scale) = buffer.split_at_mut(2 * width);
             for tile in steps(columns.clone(), width) {
                 let here = tile.start - columns.start..tile.end - columns.start;
-                let (x, mut saved) = (call.pack(rows, &tile, packed), saved.part(here.clone()));
+                let (x, mut saved) = (call.tile_of(rows, &tile), saved.part(here.clone()));
                 let mut sample: [&[T]; SAMPLE] = [&[]; SAMPLE];
                 let mut count = 0;
                 for (row, slot) in sampled(call.rows).zip(&mut sample) {
@@ -92,16 +91,10 @@ impl<T: Element> Job for Forward<'_, '_, T> {
     }
 }
 
-/// Lends `f` a buffer for the column sums of a tile, its scale and so many packed arrays, and one for the wide sums.
-fn with_buffers<T: Element>(
-    call: &Call<'_, T>,
-    arrays: usize,
-    columns: &Range<usize>,
-    f: impl FnOnce(&mut [T], &mut [T::Wide]),
-) {
+/// Lends `f` a buffer for the column sums of a tile and its scale, and one for the wide sums.
+fn with_buffers<T: Element>(call: &Call<'_, T>, columns: &Range<usize>, f: impl FnOnce(&mut [T], &mut [T::Wide])) {
     let width = call.tile_columns().min(columns.len());
-    let packed = if width == call.layer.features { 0 } else { arrays * call.rows * width };
-    parallel::lend(3 * width + packed, |buffer| {
+    parallel::lend(3 * width, |buffer| {
         parallel::lend_wide::<T, _>(2 * width, |totals| f(buffer, totals));
     });
 }
@@ -174,15 +167,13 @@ impl<T: Element> Job for Backward<'_, '_, T> {
         let Self { call, x: x_input, dy: dy_input, mut dx, kept, mut grad, columns } = self;
         let (x_rows, dy_rows) =
             (x_input.rows(call.shape(), 0..call.rows, &mut []), dy_input.rows(call.shape(), 0..call.rows, &mut []));
-        with_buffers(call, 2, &columns, |buffer, totals| {
+        with_buffers(call, &columns, |buffer, totals| {
             let width = call.tile_columns().min(columns.len());
-            let (sums, buffer) = buffer.split_at_mut(2 * width);
-            let (scale, packed) = buffer.split_at_mut(width);
-            let (x_packed, dy_packed) = packed.split_at_mut(packed.len() / 2);
+            let (sums, scale) = buffer.split_at_mut(2 * width);
             for tile in steps(columns.clone(), width) {
                 let here = tile.start - columns.start..tile.end - columns.start;
                 let kept = kept.part(here.clone());
-                let (x, dy) = (call.pack(x_rows, &tile, x_packed), call.pack(dy_rows, &tile, dy_packed));
+                let (x, dy) = (call.tile_of(x_rows, &tile), call.tile_of(dy_rows, &tile));
                 let totals = sum_chain(call, kept.mean, x, Some(dy), sums, totals);
                 let (k, m) = sums[..2 * tile.len()].split_at_mut(tile.len());
                 coefficients(call, kept, (x_input, dy_input), tile.start, totals, k, m);
