@@ -119,7 +119,7 @@ pub(crate) fn forward<S: Simd, T: Number>(
             13..=16 => groups::<S, T, 2, 1>(simd, layer, x, y, &mut saved, 0..rows / 2 * 2),
             _ => 0,
         }
-    } else if vectors <= 3 && T::LANES > 8 {
+    } else if vectors <= if streams { 3 } else { 4 } && T::LANES > 8 {
         groups::<S, T, 16, 2>(simd, layer, x, y, &mut saved, 0..rows / 16 * 16)
     } else if vectors <= 8 {
         // The reductions are a large part of the work.
