@@ -1,4 +1,5 @@
-//! Rows too long for the cache of a core: in two sweeps, the second tile by tile of columns.
+//! Rows too long for the cache of a core: in two sweeps, the second tile by tile of columns. And few wide rows on their way
+//! back, where several threads share the columns.
 //!
 //! ```text
 //! each chain of rows:
@@ -31,6 +32,13 @@ const LONG: usize = 160 * 1024;
 /// Whether rows of that many features are taken here.
 pub(crate) fn is_long<T: Element>(features: usize) -> bool {
     features * size_of::<T>() > LONG
+}
+
+/// Whether so many rows are taken here on their way back: a chain is one task anywhere else, and here several threads
+/// share its columns.
+pub(crate) fn is_long_or_wide<T: Element>(rows: usize, features: usize) -> bool {
+    let is_wide = features >= 2 * T::BLOCK && rows <= CHAIN;
+    is_long::<T>(features) || is_wide && parallel::pays(2 * rows * features * size_of::<T>())
 }
 
 /// y of all rows, side by side in `x` and `y`.
@@ -183,6 +191,23 @@ const ROW: &str = "the columns of a row are side by side";
 
 /// dx of all rows, side by side in `x`, `dy` and `dx`; adds dgain and dbias to `grad`.
 pub(crate) fn backward<T: Element>(
+    level: Level,
+    layer: Layer<'_, T>,
+    kept: KeptRows<'_, T>,
+    x: &[T],
+    dy: &[T],
+    dx: &mut [T],
+    grad: Gradient<'_, T>,
+) {
+    if parallel::pays(2 * size_of_val(x)) {
+        // Not one wake-up for each sweep of each chain.
+        parallel::enter(|| backward_chains(level, layer, kept, x, dy, dx, grad));
+    } else {
+        backward_chains(level, layer, kept, x, dy, dx, grad);
+    }
+}
+
+fn backward_chains<T: Element>(
     level: Level,
     layer: Layer<'_, T>,
     kept: KeptRows<'_, T>,

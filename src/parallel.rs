@@ -23,14 +23,15 @@ const WORTH_THREADS: usize = 768 * 1024;
 /// The same for any other thread, which hands the work over and is woken at its end.
 const WORTH_WAKING: usize = 3 * 1024 * 1024;
 
+/// Whether several threads pay for a job that touches that many bytes.
+pub(crate) fn pays(bytes: usize) -> bool {
+    let worth = if in_pool() { WORTH_THREADS } else { WORTH_WAKING };
+    bytes >= worth && threads() > 1
+}
+
 /// Does a job that touches that many bytes, on the pool this thread is in if that pays.
 pub(crate) fn run<J: Job>(job: J, bytes: usize) {
-    let worth = if in_pool() { WORTH_THREADS } else { WORTH_WAKING };
-    if bytes >= worth && job.pieces() > 1 && threads() > 1 {
-        fork(job);
-    } else {
-        job.run();
-    }
+    if job.pieces() > 1 && pays(bytes) { fork(job) } else { job.run() }
 }
 
 /// Threads of the pool this thread is in.
@@ -56,12 +57,12 @@ fn in_pool() -> bool {
 }
 
 /// Calls `f` on a thread of the pool: what it does there in parallel need not wake the pool each time.
-#[cfg(all(feature = "rayon", feature = "rnn"))]
+#[cfg(feature = "rayon")]
 pub(crate) fn enter<R: Send>(f: impl FnOnce() -> R + Send) -> R {
     if threads() == 1 || in_pool() { f() } else { rayon::scope(|_| f()) }
 }
 
-#[cfg(all(not(feature = "rayon"), feature = "rnn"))]
+#[cfg(not(feature = "rayon"))]
 pub(crate) fn enter<R: Send>(f: impl FnOnce() -> R + Send) -> R {
     f()
 }

@@ -85,7 +85,7 @@ pub(crate) fn backward<T: Element, D: Dimension>(
     let (rows, streams) = (x.len() / layer.features, streams::<T>(3, x.len()));
     let (x, dy, mut dx) = (Input::new(x, trailing), Input::new(dy, trailing), Output::new(dx, trailing));
     if let (Input::Adjacent(x), Input::Adjacent(dy), Output::Adjacent(dx), true) =
-        (&x, &dy, &mut dx, long::is_long::<T>(layer.features))
+        (&x, &dy, &mut dx, long::is_long_or_wide::<T>(rows, layer.features))
     {
         return long::backward(level, layer, kept, x, dy, dx, grad);
     }
@@ -157,7 +157,7 @@ pub(crate) fn backward_residual<T: Element, D: Dimension>(
     let dsum = arrays.dsum.map_or(Input::Absent, |view| Input::new(view, trailing));
     let mut dresidual = Output::new(arrays.dresidual, trailing);
     let mut masked = arrays.masked.map(|(mask, dx)| (Input::new(mask, trailing), Output::new(dx, trailing)));
-    if long::is_long::<T>(layer.features)
+    if long::is_long_or_wide::<T>(rows, layer.features)
         && let (Some(sum), Some(dy), Some(dsum)) = (sum.adjacent(), dy.adjacent(), dsum.adjacent())
         && let Output::Adjacent(dresidual) = &mut dresidual
         && let None | Some((Input::Adjacent(_), Output::Adjacent(_))) = &masked
