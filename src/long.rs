@@ -1,5 +1,4 @@
-//! Rows too long for the cache of a core: in two sweeps, the second tile by tile of columns. And few wide rows on their way
-//! back, where several threads share the columns.
+//! Few long rows on several threads: in two sweeps, each shared out by columns, tile by tile.
 //!
 //! ```text
 //! each chain of rows:
@@ -26,19 +25,15 @@ use crate::kernels::rescale::Rescaled;
 use crate::number::LARGEST_BLOCK;
 use crate::parallel::{self, Job};
 
-/// Bytes of a row above which two rows, gain and bias leave the cache of a core.
-const LONG: usize = 160 * 1024;
-
-/// Whether rows of that many features are taken here.
-pub(crate) fn is_long<T: Element>(features: usize) -> bool {
-    features * size_of::<T>() > LONG
-}
-
-/// Whether so many rows are taken here on their way back: a chain is one task anywhere else, and here several threads
-/// share its columns.
-pub(crate) fn is_long_or_wide<T: Element>(rows: usize, features: usize) -> bool {
-    let is_wide = features >= 2 * T::BLOCK && rows <= CHAIN;
-    is_long::<T>(features) || is_wide && parallel::pays(2 * rows * features * size_of::<T>())
+/// Whether so many rows are taken here, on all threads, because tasks of `task` rows would leave these idle for a quarter of
+/// the time or more: two sweeps cost about that much more than one.
+pub(crate) fn shares_columns<T: Element>(rows: usize, task: usize, features: usize) -> bool {
+    if features < 2 * T::BLOCK || !parallel::pays(2 * rows * features * size_of::<T>()) {
+        return false;
+    }
+    let threads = parallel::threads();
+    let room = rows.div_ceil(task).div_ceil(threads) * threads * task;
+    4 * rows <= 3 * room
 }
 
 /// y of all rows, side by side in `x` and `y`.
@@ -197,23 +192,6 @@ pub(crate) fn backward<T: Element>(
     x: &[T],
     dy: &[T],
     dx: &mut [T],
-    grad: Gradient<'_, T>,
-) {
-    if parallel::pays(2 * size_of_val(x)) {
-        // Not one wake-up for each sweep of each chain.
-        parallel::enter(|| backward_chains(level, layer, kept, x, dy, dx, grad));
-    } else {
-        backward_chains(level, layer, kept, x, dy, dx, grad);
-    }
-}
-
-fn backward_chains<T: Element>(
-    level: Level,
-    layer: Layer<'_, T>,
-    kept: KeptRows<'_, T>,
-    x: &[T],
-    dy: &[T],
-    dx: &mut [T],
     mut grad: Gradient<'_, T>,
 ) {
     let features = layer.features;
@@ -222,7 +200,7 @@ fn backward_chains<T: Element>(
     let per_block = rows_per_block(all, features);
     let chain = CHAIN * features;
     let blocks = Blocks::new::<T>(features);
-    parallel::lend_wide::<T, _>(2 * wide + 2 * blocks.count * CHAIN.min(all), |scratch| {
+    let chains = |scratch: &mut [T::Wide]| {
         let (total, scratch) = scratch.split_at_mut(wide);
         let (block, sums) = scratch.split_at_mut(wide);
         for (index, ((x, dy), dx)) in x.chunks(chain).zip(dy.chunks(chain)).zip(dx.chunks_mut(chain)).enumerate() {
@@ -257,7 +235,9 @@ fn backward_chains<T: Element>(
         if wide > 0 {
             grad.add_wide(total);
         }
-    });
+    };
+    // Not one wake-up for each sweep of each chain.
+    parallel::enter(|| parallel::lend_wide::<T, _>(2 * wide + 2 * blocks.count * CHAIN.min(all), chains));
 }
 
 /// Where the column sums of a chain go.

@@ -31,7 +31,7 @@ pub(crate) fn pays(bytes: usize) -> bool {
 
 /// Does a job that touches that many bytes, on the pool this thread is in if that pays.
 pub(crate) fn run<J: Job>(job: J, bytes: usize) {
-    if job.pieces() > 1 && pays(bytes) { fork(job) } else { job.run() }
+    if pays(bytes) && job.pieces() > 1 { fork(job) } else { job.run() }
 }
 
 /// Threads of the pool this thread is in.

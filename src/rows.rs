@@ -8,7 +8,7 @@ use ndarray::{ArrayView, ArrayViewMut, Dimension};
 
 use crate::arrays::{Input, Output, RowShape};
 use crate::element::Element;
-use crate::kernels::columns::{CHAIN, Gradient};
+use crate::kernels::columns::{CHAIN, Gradient, rows_per_block};
 use crate::kernels::normalize::{Layer, SavedRows};
 use crate::kernels::passes::KeptRows;
 use crate::kernels::second_order::Direction;
@@ -47,7 +47,9 @@ pub(crate) fn forward<T: Element, D: Dimension>(
     let &Call { level, layer, trailing } = call;
     let (rows, streams) = (x.len() / layer.features, streams::<T>(2, x.len()));
     let (x, mut y) = (Input::new(x, trailing), Output::new(y, trailing));
-    if let (Input::Adjacent(x), Output::Adjacent(y), true) = (&x, &mut y, long::is_long::<T>(layer.features)) {
+    if let (Input::Adjacent(x), Output::Adjacent(y), true) =
+        (&x, &mut y, long::shares_columns::<T>(rows, 1, layer.features))
+    {
         return long::forward(level, layer, x, y, saved);
     }
     let kernel = |Step { inputs: [x], outputs: [y], per_row: saved, .. }: Step<'_, T, _, 1, 1, 0>| {
@@ -85,7 +87,7 @@ pub(crate) fn backward<T: Element, D: Dimension>(
     let (rows, streams) = (x.len() / layer.features, streams::<T>(3, x.len()));
     let (x, dy, mut dx) = (Input::new(x, trailing), Input::new(dy, trailing), Output::new(dx, trailing));
     if let (Input::Adjacent(x), Input::Adjacent(dy), Output::Adjacent(dx), true) =
-        (&x, &dy, &mut dx, long::is_long_or_wide::<T>(rows, layer.features))
+        (&x, &dy, &mut dx, long::shares_columns::<T>(rows, rows_per_block(rows, layer.features), layer.features))
     {
         return long::backward(level, layer, kept, x, dy, dx, grad);
     }
@@ -118,7 +120,7 @@ pub(crate) fn forward_residual<T: Element, D: Dimension>(
     let [x, residual] = [arrays.x, arrays.residual].map(|view| Input::new(view, trailing));
     let mask = arrays.mask.map_or(Input::Absent, |view| Input::new(view, trailing));
     let [mut y, mut sum] = [arrays.y, arrays.sum].map(|view| Output::new(view, trailing));
-    if long::is_long::<T>(layer.features)
+    if long::shares_columns::<T>(rows, 1, layer.features)
         && let (Some(x), Some(mask), Some(residual)) = (x.adjacent(), mask.adjacent(), residual.adjacent())
         && let (Output::Adjacent(y), Output::Adjacent(sum)) = (&mut y, &mut sum)
     {
@@ -157,7 +159,7 @@ pub(crate) fn backward_residual<T: Element, D: Dimension>(
     let dsum = arrays.dsum.map_or(Input::Absent, |view| Input::new(view, trailing));
     let mut dresidual = Output::new(arrays.dresidual, trailing);
     let mut masked = arrays.masked.map(|(mask, dx)| (Input::new(mask, trailing), Output::new(dx, trailing)));
-    if long::is_long_or_wide::<T>(rows, layer.features)
+    if long::shares_columns::<T>(rows, rows_per_block(rows, layer.features), layer.features)
         && let (Some(sum), Some(dy), Some(dsum)) = (sum.adjacent(), dy.adjacent(), dsum.adjacent())
         && let Output::Adjacent(dresidual) = &mut dresidual
         && let None | Some((Input::Adjacent(_), Output::Adjacent(_))) = &masked

@@ -81,6 +81,8 @@ pub(crate) struct Sweep<'a, 'v, T: Element, F, N, const I: usize, const O: usize
     inputs: [&'a Input<'v, T>; I],
     outputs: [Part<'a, 'v, T>; O],
     per_row: N,
+    /// Rows of a task without column sums.
+    task: usize,
     /// See the methods of these names.
     in_place: bool,
     tiled: bool,
@@ -122,8 +124,9 @@ where
         per_row: N,
         kernel: &'a F,
     ) -> Self {
+        let task = (TASK / size_of::<T>() / shape.features).max(1).next_multiple_of(8);
         let (in_place, tiled, sums) = (false, W > 0, ColumnSums::None);
-        Self { shape, rows: 0..rows, inputs, outputs, per_row, in_place, tiled, sums, kernel }
+        Self { shape, rows: 0..rows, inputs, outputs, per_row, task, in_place, tiled, sums, kernel }
     }
 
     /// With something in the first output that the kernel wants to see.
@@ -137,8 +140,11 @@ where
     }
 
     /// Runs the kernel over all rows.
-    pub(crate) fn run(self) {
+    pub(crate) fn run(mut self) {
         let bytes = self.bytes();
+        if parallel::pays(bytes) {
+            self.task = self.task.min(self.rows.len().div_ceil(parallel::threads()));
+        }
         parallel::run(self, bytes);
     }
 
@@ -167,7 +173,7 @@ where
     /// Rows of a task.
     fn task(&self) -> usize {
         match self.sums {
-            ColumnSums::None => (TASK / size_of::<T>() / self.shape.features).max(1).next_multiple_of(8),
+            ColumnSums::None => self.task,
             ColumnSums::Gradient(_) => CHAIN,
             ColumnSums::Blocks { rows, .. } => rows,
         }
