@@ -55,6 +55,13 @@ impl<C: Recurrent<f32>> Case<C> {
         cell.forward_into(x, None, state, y, saved).expect("the shapes fit");
     }
 
+    fn infer(&mut self) {
+        let Self { cell, x, y, state, .. } = self;
+        state.h.fill(0.0);
+        state.c.iter_mut().for_each(|c| c.fill(0.0));
+        cell.infer_into(x, None, state, y).expect("the shapes fit");
+    }
+
     fn backward(&mut self) {
         let Self { cell, x, dy, dx, d_state, saved, grad, .. } = self;
         d_state.h.fill(0.0);
@@ -62,9 +69,12 @@ impl<C: Recurrent<f32>> Case<C> {
         cell.backward_into(x, saved, dy, d_state, dx, grad).expect("the shapes fit");
     }
 
-    /// Panics unless the first sequence is what the oracle says.
+    /// Panics unless the first sequence is what the oracle says, and infer says the same.
     fn check(&mut self, textbook: fn(&Sequence<'_>) -> States) {
+        self.infer();
+        let inferred = self.y.clone();
         self.forward();
+        assert!(inferred == self.y, "infer has other bits than forward");
         let (steps, _, input) = self.x.dim();
         let steps = steps.min(3);
         let wide = |numbers: ndarray::ArrayView1<'_, f32>| numbers.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
@@ -131,15 +141,16 @@ impl Bare {
     }
 }
 
-/// The median seconds of the products, of forward and of backward.
-fn medians<C: Recurrent<f32>>(case: &mut Case<C>, bare: &mut Bare) -> [f64; 3] {
-    let mut samples = [[0.0; TURNS]; 3];
+/// The median seconds of the products, of infer, of forward and of backward.
+fn medians<C: Recurrent<f32>>(case: &mut Case<C>, bare: &mut Bare) -> [f64; 4] {
+    let mut samples = [[0.0; TURNS]; 4];
     for turn in 0..TURNS {
         for (call, samples) in samples.iter_mut().enumerate() {
             let start = Instant::now();
             match call {
                 0 => black_box(&mut *bare).run(),
-                1 => black_box(&mut *case).forward(),
+                1 => black_box(&mut *case).infer(),
+                2 => black_box(&mut *case).forward(),
                 _ => black_box(&mut *case).backward(),
             }
             samples[turn] = start.elapsed().as_secs_f64();
@@ -171,15 +182,19 @@ fn measure<C: Recurrent<f32> + Send>(
                 criterion.benchmark_group(format!("{name} {input}/{hidden}/{batch}/{steps}, {threads} threads"));
             group.sample_size(10);
             group.bench_function("bare products", |bencher| pool.install(|| bencher.iter(|| bare.run())));
+            group.bench_function("infer", |bencher| pool.install(|| bencher.iter(|| case.infer())));
             group.bench_function("forward", |bencher| pool.install(|| bencher.iter(|| case.forward())));
             group.bench_function("backward", |bencher| pool.install(|| bencher.iter(|| case.backward())));
             group.finish();
             continue;
         }
-        let [bare, forward, backward] = pool.install(|| medians(case, bare));
+        let [bare, infer, forward, backward] = pool.install(|| medians(case, bare));
         println!(
-            "| {name} | {input}/{hidden}/{batch}/{steps} | {threads} | {:.2} | {:.2} | **{:.2}** | {:.2} | **{:.2}** |",
+            "| {name} | {input}/{hidden}/{batch}/{steps} | {threads} | {:.2} | {:.2} | **{:.2}** | {:.2} | **{:.2}** | {:.2} \
+             | **{:.2}** |",
             bare * 1e3,
+            infer * 1e3,
+            infer / bare,
             forward * 1e3,
             forward / bare,
             backward * 1e3,
@@ -193,9 +208,10 @@ fn main() {
         .any(|argument| argument == "--criterion")
         .then(|| Criterion::default().with_output_color(false));
     println!(
-        "| cell | input/hidden/batch/steps | threads | bare ms | forward ms | ÷ bare | backward ms | both ÷ bare |"
+        "| cell | input/hidden/batch/steps | threads | bare ms | infer ms | ÷ bare | forward ms | ÷ bare | backward ms \
+         | both ÷ bare |"
     );
-    println!("|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|---|");
     let wanted = std::env::args().find(|argument| argument.contains('/') && !argument.contains("rnn"));
     for size in SIZES {
         let [input, hidden, ..] = size;

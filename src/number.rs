@@ -94,6 +94,8 @@ pub struct Scratch<T: Number> {
     pub wide: Vec<T::Wide>,
     /// What a call knows while its tasks use the others.
     pub beside: Vec<T>,
+    /// Masks.
+    pub flags: Vec<bool>,
 }
 
 /// A number with more digits than an element: `f64` for `f32`, [`Pair`] for `f64`.

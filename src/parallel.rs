@@ -155,6 +155,17 @@ pub(crate) fn lend_beside<T: Number, R>(len: usize, f: impl FnOnce(&mut [T]) -> 
     result
 }
 
+/// Lends `f` a copy of these flags, side by side.
+#[cfg(feature = "rnn")]
+pub(crate) fn lend_flags<'a, T: Number, R>(flags: impl Iterator<Item = &'a bool>, f: impl FnOnce(&[bool]) -> R) -> R {
+    let mut buffer = T::with_scratch(|scratch| std::mem::take(&mut scratch.flags));
+    buffer.clear();
+    buffer.extend(flags);
+    let result = f(&buffer);
+    T::with_scratch(|scratch| scratch.flags = buffer);
+    result
+}
+
 fn grown<N: Copy + Default>(buffer: &mut Vec<N>, len: usize) -> &mut [N] {
     if buffer.len() < len {
         buffer.resize(len, N::default());

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 /// From the ground up.
-const FLOORS: [&[&str]; 26] = [
+const FLOORS: [&[&str]; 27] = [
     &["error", "number"],
     &["simd", "parallel", "tiles", "matmul"],
     &["kernels/moments", "kernels/columns", "kernels/activations"],
@@ -30,6 +30,7 @@ const FLOORS: [&[&str]; 26] = [
     &["rnn/cell"],
     &["rnn/saved", "rnn/rnn", "rnn/lstm", "rnn/gru"],
     &["rnn/sequence"],
+    &["rnn/sequence/forward", "rnn/sequence/backward"],
     &["rnn/recurrent"],
 ];
 

@@ -1,13 +1,13 @@
 //! What one does with a recurrent cell.
 
-use ndarray::{Array3, ArrayRef2, ArrayRef3};
+use ndarray::{Array3, ArrayRef2, ArrayRef3, Axis};
 
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::params::Parameters;
 use crate::rnn::cell::Cell;
 use crate::rnn::saved::Saved;
-use crate::rnn::sequence;
+use crate::rnn::sequence::{self, Sequence};
 use crate::rnn::state::State;
 use crate::rnn::weights::{GAIN, Weights};
 use crate::simd;
@@ -143,7 +143,8 @@ pub trait Recurrent<T: Element>: Cell<T> + Parameters<T, Gradient = Weights<T>> 
         check_input(self, x.shape())?;
         state.check("state", [x.nrows(), self.hidden()], self.size().has_c())?;
         if x.nrows() > 0 {
-            sequence::step(self, x.view(), state);
+            let x = x.view().insert_axis(Axis(0));
+            sequence::infer(self, Sequence { x, state, y: None }, None);
         }
         Ok(())
     }
@@ -179,13 +180,7 @@ pub trait Recurrent<T: Element>: Cell<T> + Parameters<T, Gradient = Weights<T>> 
     ) -> Result<(Array3<T>, State<T>, Saved<T>)> {
         check_input(self, x.shape())?;
         let (steps, batch, _) = x.dim();
-        let mut state = match initial {
-            Some(initial) => {
-                initial.check("initial", [batch, self.hidden()], self.size().has_c())?;
-                initial.clone()
-            }
-            None => self.zero_state(batch),
-        };
+        let mut state = copy_or_zeros(self, "initial", initial, batch)?;
         let (mut y, mut saved) = (Array3::zeros((steps, batch, self.hidden())), Saved::default());
         self.forward_into(x, mask, &mut state, &mut y, &mut saved)?;
         Ok((y, state, saved))
@@ -218,19 +213,98 @@ pub trait Recurrent<T: Element>: Cell<T> + Parameters<T, Gradient = Weights<T>> 
         y: &mut ArrayRef3<T>,
         saved: &mut Saved<T>,
     ) -> Result<()> {
-        check_input(self, x.shape())?;
+        check_sequence(self, x, mask, state, y)?;
         let (steps, batch, input) = x.dim();
-        let hidden = self.hidden();
-        if let Some(mask) = mask {
-            check_shape("mask", &[steps, batch], mask.shape())?;
-        }
-        state.check("state", [batch, hidden], self.size().has_c())?;
-        check_shape("y", &[steps, batch, hidden], y.shape())?;
-        saved.fit([steps, batch, input], hidden, self.size());
+        let shape = [steps, batch, input];
+        saved.fit(shape, self.hidden(), self.size());
         saved.mask.extend(mask.into_iter().flatten());
         if steps * batch > 0 {
-            let (x, y) = (x.view(), y.view_mut());
-            sequence::on_pool(self, [steps, batch, input], || sequence::forward(self, x, state, y, saved));
+            let sequence = Sequence { x: x.view(), state, y: Some(y.view_mut()) };
+            sequence::on_pool(self, shape, || sequence::forward(self, sequence, saved));
+        }
+        Ok(())
+    }
+
+    /// y and the state after the last step, with the bits of [`forward`](Self::forward), and nothing kept for backward.
+    ///
+    /// # Shapes
+    ///
+    /// As [`forward`](Self::forward):
+    ///
+    /// - `x`: `[steps, batch, input]`, any strides
+    /// - `initial` and the returned state: `[batch, hidden]` each; 0 if there is none
+    /// - `mask`: `[steps, batch]`, `true` where there is input; `true` everywhere if there is none
+    /// - the returned `y`: `[steps, batch, hidden]`
+    ///
+    /// # Errors
+    ///
+    /// As [`forward`](Self::forward).
+    ///
+    /// # Cost
+    ///
+    /// The arithmetic of [`forward`](Self::forward), but beside x and y it needs room for the products of a piece of about
+    /// 1024 rows, the gates of one step and two states, whatever the steps; that is the thread's, and kept. In a loop,
+    /// [`infer_into`](Self::infer_into) is faster.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use layernorm::ndarray::Array3;
+    /// use layernorm::rnn::{GruPlacement, Start};
+    /// use layernorm::{Gru, Recurrent};
+    /// use ndarray_rand::rand::{SeedableRng, rngs::StdRng};
+    ///
+    /// let gru = Gru::<f32>::new(3, 5, GruPlacement::Products, Start::Orthogonal, &mut StdRng::seed_from_u64(1));
+    /// let x = Array3::from_shape_fn((7, 2, 3), |(t, row, i)| (t + 2 * row + i) as f32);
+    /// let (y, last) = gru.infer(&x, None, None)?;
+    /// let (trained_y, trained_last, _) = gru.forward(&x, None, None)?;
+    /// assert_eq!((y, last), (trained_y, trained_last));
+    /// # Ok::<(), layernorm::Error>(())
+    /// ```
+    fn infer(
+        &self,
+        x: &ArrayRef3<T>,
+        initial: Option<&State<T>>,
+        mask: Option<&ArrayRef2<bool>>,
+    ) -> Result<(Array3<T>, State<T>)> {
+        check_input(self, x.shape())?;
+        let (steps, batch, _) = x.dim();
+        let mut state = copy_or_zeros(self, "initial", initial, batch)?;
+        let mut y = Array3::zeros((steps, batch, self.hidden()));
+        self.infer_into(x, mask, &mut state, &mut y)?;
+        Ok((y, state))
+    }
+
+    /// [`infer`](Self::infer) into memory of the caller.
+    ///
+    /// A long sequence can come in parts: the state passes from call to call.
+    ///
+    /// # Shapes
+    ///
+    /// - `x`: `[steps, batch, input]`; `y`: `[steps, batch, hidden]`, overwritten; any strides
+    /// - `mask`: `[steps, batch]`
+    /// - `state`: the state before the first step, then the one after the last
+    ///
+    /// # Errors
+    ///
+    /// As [`forward_into`](Self::forward_into). Nothing is written then.
+    ///
+    /// # Cost
+    ///
+    /// Allocates nothing on one thread once this thread's buffers have grown; on several, what `faer` and rayon need to wake
+    /// them.
+    fn infer_into(
+        &self,
+        x: &ArrayRef3<T>,
+        mask: Option<&ArrayRef2<bool>>,
+        state: &mut State<T>,
+        y: &mut ArrayRef3<T>,
+    ) -> Result<()> {
+        check_sequence(self, x, mask, state, y)?;
+        let (steps, batch, input) = x.dim();
+        if steps * batch > 0 {
+            let sequence = Sequence { x: x.view(), state, y: Some(y.view_mut()) };
+            sequence::on_pool(self, [steps, batch, input], || sequence::infer(self, sequence, mask));
         }
         Ok(())
     }
@@ -263,14 +337,7 @@ pub trait Recurrent<T: Element>: Cell<T> + Parameters<T, Gradient = Weights<T>> 
         grad: &mut Weights<T>,
     ) -> Result<(Array3<T>, State<T>)> {
         check_input(self, x.shape())?;
-        let batch = x.dim().1;
-        let mut d_state = match d_final {
-            Some(d_final) => {
-                d_final.check("d_final", [batch, self.hidden()], self.size().has_c())?;
-                d_final.clone()
-            }
-            None => self.zero_state(batch),
-        };
+        let mut d_state = copy_or_zeros(self, "d_final", d_final, x.dim().1)?;
         let mut dx = Array3::zeros(x.raw_dim());
         self.backward_into(x, saved, dy, &mut d_state, &mut dx, grad)?;
         Ok((dx, d_state))
@@ -335,6 +402,38 @@ fn check_input<T: Element, C: Cell<T>>(cell: &C, shape: &[usize]) -> Result<()> 
         return Err(Error::Trailing { argument: "x", normalized: vec![base.input], got: shape.to_vec() });
     }
     Ok(())
+}
+
+/// Checks what forward and infer are given.
+fn check_sequence<T: Element, C: Cell<T>>(
+    cell: &C,
+    x: &ArrayRef3<T>,
+    mask: Option<&ArrayRef2<bool>>,
+    state: &State<T>,
+    y: &ArrayRef3<T>,
+) -> Result<()> {
+    check_input(cell, x.shape())?;
+    let (steps, batch, _) = x.dim();
+    let hidden = cell.base().hidden;
+    if let Some(mask) = mask {
+        check_shape("mask", &[steps, batch], mask.shape())?;
+    }
+    state.check("state", [batch, hidden], cell.size().has_c())?;
+    check_shape("y", &[steps, batch, hidden], y.shape())
+}
+
+/// A copy of the state, which must fit; zeros if there is none.
+fn copy_or_zeros<T: Element, C: Recurrent<T>>(
+    cell: &C,
+    argument: &'static str,
+    state: Option<&State<T>>,
+    batch: usize,
+) -> Result<State<T>> {
+    let Some(state) = state else {
+        return Ok(cell.zero_state(batch));
+    };
+    state.check(argument, [batch, cell.hidden()], cell.size().has_c())?;
+    Ok(state.clone())
 }
 
 fn check_shape(argument: &'static str, expected: &[usize], got: &[usize]) -> Result<()> {

@@ -88,10 +88,10 @@ pub(crate) fn mask_of(mask: &[bool], batch: usize, step: usize) -> Option<&[bool
 }
 
 impl<T: Element> Norm<T> {
-    /// Some rows of each normalization that the cell has, to be filled.
-    pub(crate) fn saved_rows(norms: &mut [Self; NORMS], count: usize, rows: Range<usize>) -> SavedNorms<'_, T> {
+    /// Some rows of each of these normalizations, to be filled.
+    pub(crate) fn saved_rows(norms: &mut [Self], rows: Range<usize>) -> SavedNorms<'_, T> {
         let mut saved = [const { None }; NORMS];
-        for (saved, norm) in saved.iter_mut().zip(norms).take(count) {
+        for (saved, norm) in saved.iter_mut().zip(norms) {
             *saved = Some(SavedRows {
                 mean: &mut norm.mean[rows.clone()],
                 low: &mut norm.low[rows.clone()],

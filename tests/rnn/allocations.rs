@@ -23,10 +23,11 @@ fn check<T: Element, C: Recurrent<T>>(cell: &C, name: &str) {
         let fits = "the shapes fit";
         let counts = [
             count(&mut || cell.forward_into(&x, mask.as_deref(), &mut h, &mut y, &mut saved).expect(fits)),
+            count(&mut || cell.infer_into(&x, mask.as_deref(), &mut h, &mut y).expect(fits)),
             count(&mut || cell.backward_into(&x, &saved, &dy, &mut dh, &mut dx, &mut grad).expect(fits)),
             count(&mut || cell.step_into(&one, &mut next).expect(fits)),
         ];
-        assert_eq!(counts, [0; 3], "forward, backward and step, {steps} × {batch}, {name}");
+        assert_eq!(counts, [0; 4], "forward, infer, backward and step, {steps} × {batch}, {name}");
     }
 }
 

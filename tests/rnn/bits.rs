@@ -17,15 +17,12 @@ fn run<T: Element, C: Recurrent<T>>(cell: &C, x: &Array3<T>) -> Results<T> {
     (y, last, dx, d_initial, grad)
 }
 
-#[cfg(feature = "rayon")]
-fn on_threads<R: Send>(threads: usize, f: impl FnOnce() -> R + Send) -> R {
-    rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool").install(f)
-}
-
 /// Sizes from below to above what is worth several threads.
 #[cfg(feature = "rayon")]
 #[test]
 fn threads_do_not_change_a_bit() {
+    use crate::common::on_threads;
+
     fn check<T: Element, C: Recurrent<T>>(cell: &C, name: &str) {
         for (steps, batch) in [(3, 1), (4, 33), (5, 150)] {
             let x = drawn::<T, _>((steps, batch, cell.input()), 1);

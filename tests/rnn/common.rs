@@ -1,6 +1,6 @@
 //! Every cell, with parameters drawn.
 
-use layernorm::ndarray::{Array, Array2, Array3, ArrayD, Dimension, IntoDimension};
+use layernorm::ndarray::{Array, Array2, Array3, ArrayD, Axis, Dimension, IntoDimension, Slice};
 use layernorm::rnn::{GruPlacement, LstmPlacement, RnnPlacement, Start, State};
 use layernorm::{Element, Gru, Lstm, Parameters, Recurrent, Rnn};
 use ndarray_rand::rand::{SeedableRng, rngs::StdRng};
@@ -112,6 +112,24 @@ pub(crate) fn holes(steps: usize, batch: usize) -> Array2<bool> {
         let ends = steps - row % 3;
         t < ends && !(row % 4 == 1 && t == 1) && !(steps > 4 && t == 3)
     })
+}
+
+/// In another layout: batch first in memory, and the features behind each other backwards.
+pub(crate) fn turned<T: Element>(array: &Array3<T>) -> Array3<T> {
+    let mut memory = array.view().permuted_axes([1, 0, 2]).as_standard_layout().into_owned();
+    memory.slice_axis_mut(Axis(2), Slice::new(0, None, -1)).assign(&array.view().permuted_axes([1, 0, 2]));
+    memory.slice_axis_inplace(Axis(2), Slice::new(0, None, -1));
+    memory.permuted_axes([1, 0, 2])
+}
+
+/// A mask with the axes the other way round in memory.
+pub(crate) fn turned_mask(mask: &Array2<bool>) -> Array2<bool> {
+    mask.t().as_standard_layout().into_owned().reversed_axes()
+}
+
+#[cfg(feature = "rayon")]
+pub(crate) fn on_threads<R: Send>(threads: usize, f: impl FnOnce() -> R + Send) -> R {
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool").install(f)
 }
 
 /// The paper's y and last c of a batch.

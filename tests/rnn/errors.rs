@@ -43,6 +43,8 @@ fn x_with_another_width_is_named() {
     let text = "`x` must have shape [_, _, 3], but has [4, 2, 4]";
     refuses(text, &mut outputs, |_| cell.forward(&x, None, None));
     refuses(text, &mut outputs, |out| cell.forward_into(&x, None, &mut out.state, &mut out.y, &mut out.saved));
+    refuses(text, &mut outputs, |_| cell.infer(&x, None, None));
+    refuses(text, &mut outputs, |out| cell.infer_into(&x, None, &mut out.state, &mut out.y));
     refuses(text, &mut outputs, |out| cell.backward(&x, &out.saved, &dy, None, &mut out.grad));
     refuses(text, &mut outputs, |out| {
         cell.backward_into(&x, &out.saved, &dy, &mut out.state, &mut out.dx, &mut out.grad)
@@ -58,12 +60,14 @@ fn a_state_of_another_shape_is_named() {
     let wrong = cell.zero_state(3);
     let text = |name: &str| format!("`{name}` must have shape [2, 5], but has [3, 5]");
     refuses(&text("initial"), &mut outputs, |_| cell.forward(&x, Some(&wrong), None));
+    refuses(&text("initial"), &mut outputs, |_| cell.infer(&x, Some(&wrong), None));
     refuses(&text("d_final"), &mut outputs, |out| cell.backward(&x, &out.saved, &dy, Some(&wrong), &mut out.grad));
     refuses(&text("state"), &mut outputs, |_| cell.step(&Array2::zeros((2, 3)), &wrong));
     outputs.state = wrong;
     refuses(&text("state"), &mut outputs, |out| {
         cell.forward_into(&x, None, &mut out.state, &mut out.y, &mut out.saved)
     });
+    refuses(&text("state"), &mut outputs, |out| cell.infer_into(&x, None, &mut out.state, &mut out.y));
     refuses(&text("d_state"), &mut outputs, |out| {
         cell.backward_into(&x, &out.saved, &dy, &mut out.state, &mut out.dx, &mut out.grad)
     });
@@ -80,6 +84,7 @@ fn a_state_with_or_without_c_is_named() {
     let (with, without) = (cell.zero_state(BATCH), gru.zero_state(BATCH));
     let text = "`initial` must have a c, as an LSTM's state has, but has none";
     refuses(text, &mut outputs, |_| cell.forward(&x, Some(&without), None));
+    refuses(text, &mut outputs, |_| cell.infer(&x, Some(&without), None));
     let text = "`initial` must have no c, which only an LSTM's state has, but has one";
     refuses(text, &mut outputs, |_| gru.forward(&x, Some(&with), None));
 }
@@ -90,8 +95,10 @@ fn a_mask_or_output_of_another_shape_is_named() {
     let mask = Array2::from_elem((BATCH, STEPS), true);
     let text = "`mask` must have shape [4, 2], but has [2, 4]";
     refuses(text, &mut outputs, |_| cell.forward(&x, None, Some(&mask)));
+    refuses(text, &mut outputs, |out| cell.infer_into(&x, Some(&mask), &mut out.state, &mut out.y));
     let text = "`y` must have shape [4, 2, 5], but has [4, 2, 3]";
     refuses(text, &mut outputs, |out| cell.forward_into(&x, None, &mut out.state, &mut out.dx, &mut out.saved));
+    refuses(text, &mut outputs, |out| cell.infer_into(&x, None, &mut out.state, &mut out.dx));
     let text = "`dy` must have shape [4, 2, 5], but has [4, 2, 3]";
     refuses(text, &mut outputs, |out| cell.backward(&x, &out.saved, &x, None, &mut out.grad));
     let text = "`dx` must have shape [4, 2, 3], but has [4, 2, 5]";
@@ -140,6 +147,7 @@ fn a_cell_without_hidden_units_is_refused() {
     for placement in [LstmPlacement::None, LstmPlacement::ProductsAndCell] {
         let cell = Lstm::<f64>::new(3, 0, placement, Start::Orthogonal, &mut rng());
         refuses(text, &mut outputs, |_| cell.forward(&x, None, None));
+        refuses(text, &mut outputs, |_| cell.infer(&x, None, None));
         refuses(text, &mut outputs, |out| cell.step(&Array2::zeros((2, 3)), &out.state));
     }
 }

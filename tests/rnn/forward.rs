@@ -4,7 +4,7 @@ use layernorm::ndarray::{Array2, Array3, Axis, Ix2, Slice};
 use layernorm::rnn::Saved;
 use layernorm::{Gru, Lstm, Parameters, Recurrent, Rnn};
 
-use crate::common::{Known, drawn, holes, state, textbook, with_each_cell};
+use crate::common::{Known, drawn, holes, state, textbook, turned, turned_mask, with_each_cell};
 
 fn largest(got: impl IntoIterator<Item = f64>, right: impl IntoIterator<Item = f64>) -> f64 {
     let differences = got.into_iter().zip(right).map(|(got, right)| (got - right).abs());
@@ -107,18 +107,10 @@ fn any_layout<C: Known>(cell: &C, name: &str) {
         let mut grad = cell.zero_grad();
         let (dx, d_initial) = cell.backward(&x, &fresh, &dy, Some(&initial), &mut grad).unwrap();
 
-        // Batch first in memory, and the features behind each other backwards.
-        let turn = |array: &Array3<f64>| {
-            let mut memory = array.view().permuted_axes([1, 0, 2]).as_standard_layout().into_owned();
-            memory.slice_axis_mut(Axis(2), Slice::new(0, None, -1)).assign(&array.view().permuted_axes([1, 0, 2]));
-            memory.slice_axis_inplace(Axis(2), Slice::new(0, None, -1));
-            memory.permuted_axes([1, 0, 2])
-        };
-        let (x, dy) = (turn(&x), turn(&dy));
-        let (mut y_out, mut dx_out) = (turn(&y).mapv(|_| f64::NAN), turn(&dx).mapv(|_| f64::NAN));
+        let (x, dy) = (turned(&x), turned(&dy));
+        let (mut y_out, mut dx_out) = (turned(&y).mapv(|_| f64::NAN), turned(&dx).mapv(|_| f64::NAN));
         let mut state = initial.clone();
-        let turned_mask = mask.t().as_standard_layout().into_owned().reversed_axes();
-        cell.forward_into(&x, Some(&turned_mask), &mut state, &mut y_out, &mut saved).unwrap();
+        cell.forward_into(&x, Some(&turned_mask(&mask)), &mut state, &mut y_out, &mut saved).unwrap();
         assert!(largest(y_out, y) < TOLERANCE, "{name}");
         assert!(largest(state.h, last.h) < TOLERANCE, "{name}");
         let mut d_state = initial.clone();

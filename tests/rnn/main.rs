@@ -7,4 +7,5 @@ mod common;
 mod errors;
 mod forward;
 mod gradients;
+mod infer;
 mod paper;
