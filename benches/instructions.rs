@@ -42,7 +42,7 @@ const CALLS: [Call; 6] = [
     // Rows of four vectors: what is done once a row counts most.
     Call { name: "forward-4096x64-f32", rows: 4096, features: 64, run: forward::<f32> },
     Call { name: "backward-4096x64-f32", rows: 4096, features: 64, run: backward::<f32> },
-    // Rows longer than the cache of a core, and nothing kept for backward.
+    // Rows of many blocks, and nothing kept for backward.
     Call { name: "infer-4x65536-f32", rows: 4, features: 65536, run: infer::<f32> },
     // The other element.
     Call { name: "backward-64x512-f64", rows: 64, features: 512, run: backward::<f64> },

@@ -1,7 +1,7 @@
 //! The only place where arrays, threads and kernels meet.
 //!
-//! What is done to the rows of a call: each function a [`Sweep`] with its kernel. Rows too long for a cache that lie side
-//! by side are taken by [`long`].
+//! What is done to the rows of a call: each function a [`Sweep`] with its kernel. Few long rows that lie side by side are
+//! taken by [`long`] on several threads.
 
 use fearless_simd::Level;
 use ndarray::{ArrayView, ArrayViewMut, Dimension};
