@@ -212,7 +212,7 @@ fn main() {
          | both ÷ bare |"
     );
     println!("|---|---|---|---|---|---|---|---|---|---|");
-    let wanted = std::env::args().find(|argument| argument.contains('/') && !argument.contains("rnn"));
+    let wanted = std::env::args().skip(1).find(|argument| argument.contains('/'));
     for size in SIZES {
         let [input, hidden, ..] = size;
         if wanted.as_ref().is_some_and(|wanted| !size.map(|n| n.to_string()).join("/").starts_with(wanted)) {

@@ -25,6 +25,9 @@ use crate::rnn::weights::{MATRICES, Weights};
 /// Rows of a sequence from which on W_h is transposed once, and not by every product of the way back.
 const WORTH_TRANSPOSING: usize = 512;
 
+/// Elements of xᵀ or h′ᵀ of a piece from which on a copy pays: read across long rows, they take 6 % longer.
+const WORTH_COPYING: usize = 1 << 19;
+
 /// dx, and the gradient by the first state in place of that by the last; adds to `grad`.
 pub(crate) fn backward<T: Element, C: Cell<T>>(
     cell: &C,
@@ -48,13 +51,16 @@ pub(crate) fn backward<T: Element, C: Cell<T>>(
     let dx_tile = if dx.as_slice_mut().is_some() { 0 } else { longest * len.x };
     let dy_tile = if dy.as_slice().is_some() { 0 } else { longest * len.h };
     let transposed = if steps * batch >= WORTH_TRANSPOSING { hidden * width } else { 0 };
-    let tiles = x_tile + dx_tile + dy_tile + transposed;
+    let copied = [len.x, len.h].map(|len| longest * len).into_iter().filter(|&len| len >= WORTH_COPYING).max();
+    let copied = copied.unwrap_or(0);
+    let tiles = x_tile + dx_tile + dy_tile + transposed + copied;
     let all = tiles + longest * (len.v + len.u) + len.h + len.c + blocks * columns + lengths.scratch();
     parallel::lend_wide::<T, _>(blocks * columns, |sums| {
         parallel::lend(all, |mut buffer| {
             let buffer = &mut buffer;
             let [x_tile, dx_tile, dy_tile] = [x_tile, dx_tile, dy_tile].map(|len| take(buffer, len));
             let w_h_transposed = weights.recurrent_transposed(take(buffer, transposed));
+            let copied = take(buffer, copied);
             let (du, dv) = (take(buffer, longest * len.u), take(buffer, longest * len.v));
             let (dh, dc) = (take(buffer, len.h), take(buffer, len.c));
             let (chains, scratch) = (take(buffer, blocks * columns), take(buffer, lengths.scratch()));
@@ -110,8 +116,8 @@ pub(crate) fn backward<T: Element, C: Cell<T>>(
                 };
                 let mut slices = grad.slices_mut();
                 if let (Some(dw_x), Some(dw_h)) = (slices.next(), slices.next()) {
-                    add_transposed(dw_x, x, dv, rows);
-                    add_transposed(dw_h, h_before, du, rows);
+                    add_transposed(dw_x, x, dv, rows, copied);
+                    add_transposed(dw_h, h_before, du, rows, copied);
                 }
                 let inner = weights.input.transposed();
                 if let Some(dx) = dx.as_slice_mut() {
@@ -151,11 +157,11 @@ fn add_columns<T: Element>(grad: &mut Weights<T>, total: &[<T as Number>::Wide])
     }
 }
 
-/// c += aᵀ·b
-fn add_transposed<T: Element>(c: &mut [T], a: &[T], b: &[T], rows: usize) {
-    let (columns_a, columns_b) = (a.len() / rows, b.len() / rows);
+/// c += aᵀ·b, by way of a copy of aᵀ if that pays.
+fn add_transposed<T: Element>(c: &mut [T], a: &[T], b: &[T], rows: usize, copy: &mut [T]) {
     let threads = if c.len() * rows >= WORTH_THREADS { parallel::threads() } else { 1 };
-    let (a, b) = (Matrix::new(rows, columns_a, a).transposed(), Matrix::new(rows, columns_b, b));
+    let [by_row, b] = [a, b].map(|matrix| Matrix::new(rows, matrix.len() / rows, matrix));
+    let a = if a.len() < WORTH_COPYING { by_row.transposed() } else { by_row.transpose_into(&mut copy[..a.len()]) };
     T::multiply(c, Into::Add, a, b, threads);
 }
 
