@@ -11,8 +11,9 @@
 //! Never `x·rstd + (−mean·rstd)`: at a large mean that is the difference of two large numbers. Rows taken together
 //! share the latencies of their reductions, divisions and square roots, and the loads of gain and bias. Rows that come
 //! from memory are written one by one, because memory likes one line after the other, and only so many are taken
-//! together that their y, waiting for its lines, does not fill what the processor has for stores. None of it changes the
-//! order of additions within a row, so none changes a bit.
+//! together that their y, waiting for its lines, does not fill what the processor has for stores. From a cache, the next
+//! rows' h is on its way while these wait for theirs. None of it changes the order of additions within a row, so none
+//! changes a bit.
 
 use std::ops::Range;
 
@@ -115,24 +116,27 @@ pub(crate) fn forward<S: Simd, T: Number>(
         0
     } else if streams && vectors > 4 && layer.features <= T::BLOCK {
         match vectors {
-            5..=12 => groups::<S, T, 4, 1>(simd, layer, x, y, &mut saved, 0..rows / 4 * 4),
-            13..=16 => groups::<S, T, 2, 1>(simd, layer, x, y, &mut saved, 0..rows / 2 * 2),
+            5..=12 => groups::<S, T, 4, 1>(simd, layer, x, y, &mut saved, 0..rows / 4 * 4, true),
+            13..=16 => groups::<S, T, 2, 1>(simd, layer, x, y, &mut saved, 0..rows / 2 * 2, false),
             _ => 0,
         }
     } else if vectors <= if streams { 3 } else { 4 } && T::LANES > 8 {
-        groups::<S, T, 16, 2>(simd, layer, x, y, &mut saved, 0..rows / 16 * 16)
+        groups::<S, T, 16, 2>(simd, layer, x, y, &mut saved, 0..rows / 16 * 16, !streams)
     } else if vectors <= 8 {
         // The reductions are a large part of the work.
-        groups::<S, T, 8, 2>(simd, layer, x, y, &mut saved, 0..rows / 8 * 8)
+        groups::<S, T, 8, 2>(simd, layer, x, y, &mut saved, 0..rows / 8 * 8, !streams)
     } else {
-        groups::<S, T, 4, 2>(simd, layer, x, y, &mut saved, 0..rows / 4 * 4)
+        groups::<S, T, 4, 2>(simd, layer, x, y, &mut saved, 0..rows / 4 * 4, !streams)
     };
-    groups::<S, T, 1, 1>(simd, layer, x, y, &mut saved, done..rows);
+    groups::<S, T, 1, 1>(simd, layer, x, y, &mut saved, done..rows, !streams);
 }
 
 /// `R` rows at a time; `R` divides their number. Their y is written `P`, 1 or 2, at a time. Returns the row after the last.
+///
+/// `ahead`: the sample of the rows that follow is taken first, and does not wait for anything of these.
 #[simd]
 #[inline(never)]
+#[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
 fn groups<S: Simd, T: Number, const R: usize, const P: usize>(
     simd: S,
     layer: Layer<'_, T>,
@@ -140,16 +144,33 @@ fn groups<S: Simd, T: Number, const R: usize, const P: usize>(
     y: &mut [T],
     saved: &mut Option<SavedRows<'_, T>>,
     rows: Range<usize>,
+    ahead: bool,
 ) -> usize {
     let Layer { features, spread, .. } = layer;
     let end = rows.end;
     let at = rows.start * features..end * features;
     let tail = Tail::new(simd, features.min(T::BLOCK));
     let affine = (layer.gain(0, tail.len()), layer.bias(0, tail.len()));
-    let groups = x[at.clone()].chunks_exact(R * features).zip(y[at].chunks_exact_mut(R * features));
-    for (first, (x, y)) in rows.step_by(R).zip(groups) {
-        let group = if features <= T::BLOCK {
-            Group::<T, R>::of_blocks(simd, &tail, x, spread)
+    let inputs = x[at.clone()].chunks_exact(R * features);
+    let in_blocks = features <= T::BLOCK;
+    let mut to_sample = inputs.clone();
+    let mut next = splat(simd, T::zero());
+    if ahead
+        && in_blocks
+        && let Some(x) = to_sample.next()
+    {
+        next = near_means_of::<S, T, R>(simd, &tail, x, spread);
+    }
+    for (first, (x, y)) in rows.step_by(R).zip(inputs.zip(y[at].chunks_exact_mut(R * features))) {
+        let group = if in_blocks {
+            let mut near = next;
+            if let Some(x) = to_sample.next() {
+                next = near_means_of::<S, T, R>(simd, &tail, x, spread);
+            }
+            if !ahead {
+                near = next;
+            }
+            Group::<T, R>::of_blocks(simd, &tail, x, near, spread)
         } else {
             Group::of_long_rows(simd, features, x, spread)
         };
@@ -165,6 +186,24 @@ fn groups<S: Simd, T: Number, const R: usize, const P: usize>(
         group.end(simd, layer, R, x, y, saved, first);
     }
     end
+}
+
+/// h of each of `R` rows of one block.
+#[inline(always)]
+fn near_means_of<S: Simd, T: Number, const R: usize>(
+    simd: S,
+    tail: &Tail<S, T>,
+    rows: &[T],
+    spread: Spread,
+) -> Vector<S, T> {
+    let mut samples = [splat(simd, T::zero()); R];
+    if !spread.centred {
+        return samples[0];
+    }
+    for (sum, row) in samples.iter_mut().zip(rows.chunks_exact(tail.len())) {
+        *sum = sample(simd, tail, row);
+    }
+    near_means::<S, T>(simd, tail.len(), &mut samples)
 }
 
 /// y of the columns from `start` on of a group of rows.
@@ -208,18 +247,10 @@ pub(crate) struct Group<T, const R: usize> {
 impl<T: Number, const R: usize> Group<T, R> {
     /// Of rows of one block.
     #[inline(always)]
-    fn of_blocks<S: Simd>(simd: S, tail: &Tail<S, T>, rows: &[T], spread: Spread) -> Self {
+    fn of_blocks<S: Simd>(simd: S, tail: &Tail<S, T>, rows: &[T], near: Vector<S, T>, spread: Spread) -> Self {
         let features = tail.len();
         let zeros = [splat(simd, T::zero()); R];
-        let (mut near, mut sums, mut squares) = (zeros, zeros, zeros);
-        let near = if spread.centred {
-            for (near, row) in near.iter_mut().zip(rows.chunks_exact(features)) {
-                *near = sample(simd, tail, row);
-            }
-            near_means::<S, T>(simd, features, &mut near)
-        } else {
-            near[0]
-        };
+        let (mut sums, mut squares) = (zeros, zeros);
         for (i, row) in rows.chunks_exact(features).enumerate() {
             (sums[i], squares[i]) = partial_sums(simd, tail, row, near.as_slice()[i]);
         }
