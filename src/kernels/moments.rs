@@ -145,6 +145,15 @@ impl<T: Number> Moments<T> {
         Self { count, mean: wide().add(near.into()).add(delta), squares: wide().add(squares), near: is_near }
     }
 
+    /// These, or where h was far from the mean of the block, those about the mean.
+    #[inline(always)]
+    pub(crate) fn or_once_more<S: Simd>(self, simd: S, tail: &Tail<S, T>, block: &[T]) -> Self {
+        if self.near {
+            return self;
+        }
+        Self { near: true, ..moments_about(simd, tail, block, T::split(self.mean).0) }
+    }
+
     /// With those of the elements that follow.
     #[inline(always)]
     pub(crate) fn join(self, next: Self) -> Self {
@@ -289,11 +298,7 @@ pub(crate) fn block_moments<S: Simd, T: Number>(simd: S, spread: Spread, block: 
         return Moments::of_block(block.len() as f64, T::zero(), T::zero(), tree(&mut [squares])[0]);
     }
     let near = near_means::<S, T>(simd, block.len(), &mut [sample(simd, &tail, block)])[0];
-    let first = moments_about(simd, &tail, block, near);
-    if first.near {
-        return first;
-    }
-    Moments { near: true, ..moments_about(simd, &tail, block, T::split(first.mean).0) }
+    moments_about(simd, &tail, block, near).or_once_more(simd, &tail, block)
 }
 
 /// The moments of a row of any length.

@@ -235,6 +235,25 @@ fn write_group<S: Simd, T: Number, const R: usize, const P: usize>(
     }
 }
 
+/// The statistics of `R` rows of which one is not safe; those whose sample told nothing of them are added once more.
+#[simd]
+#[cold]
+#[inline(never)]
+fn sum_far_rows_again<S: Simd, T: Number, const R: usize>(
+    simd: S,
+    tail: &Tail<S, T>,
+    rows: &[T],
+    [near, sums, squares]: [&[T]; 3],
+    spread: Spread,
+) -> Group<T, R> {
+    let mut group = Group::none();
+    for (i, row) in rows.chunks_exact(tail.len()).enumerate() {
+        let moments = Moments::of_block(tail.len() as f64, near[i], sums[i], squares[i]);
+        group.set(i, &moments.or_once_more(simd, tail, row).finish(spread));
+    }
+    group
+}
+
 /// The statistics of `R` rows. Arrays, not an array of rows: they are computed as vectors then.
 pub(crate) struct Group<T, const R: usize> {
     pub(crate) mean: [T; R],
@@ -256,19 +275,14 @@ impl<T: Number, const R: usize> Group<T, R> {
         }
         let sums = if spread.centred { tree(&mut sums) } else { zeros[0] };
         let squares = tree(&mut squares);
-        Self::of_sums(features, R, near.as_slice(), sums.as_slice(), squares.as_slice(), spread)
+        let sums = [near.as_slice(), sums.as_slice(), squares.as_slice()];
+        let group = Self::of_sums(features, R, sums, spread);
+        if group.safe || !spread.centred { group } else { sum_far_rows_again(simd, tail, rows, sums, spread) }
     }
 
     /// From h, s and q of each row; the first `count` of them must be safe.
     #[inline(always)]
-    pub(crate) fn of_sums(
-        features: usize,
-        count: usize,
-        near: &[T],
-        sums: &[T],
-        squares: &[T],
-        spread: Spread,
-    ) -> Self {
+    pub(crate) fn of_sums(features: usize, count: usize, [near, sums, squares]: [&[T]; 3], spread: Spread) -> Self {
         let (mut mean, mut low, mut rstd, mut all_safe) = ([T::zero(); R], [T::zero(); R], [T::zero(); R], true);
         for i in 0..R {
             let moments = Moments::of_block(features as f64, near[i], sums[i], squares[i]);
@@ -282,14 +296,24 @@ impl<T: Number, const R: usize> Group<T, R> {
     /// Of rows of several blocks.
     #[inline(always)]
     fn of_long_rows<S: Simd>(simd: S, features: usize, rows: &[T], spread: Spread) -> Self {
-        let zeros = [T::zero(); R];
-        let mut group = Self { mean: zeros, low: zeros, rstd: zeros, safe: true };
+        let mut group = Self::none();
         for (i, row) in rows.chunks_exact(features).enumerate() {
-            let Statistics { mean, low, rstd, safe } = row_moments(simd, spread, row).finish(spread);
-            (group.mean[i], group.low[i], group.rstd[i]) = (mean, low, rstd);
-            group.safe &= safe;
+            group.set(i, &row_moments(simd, spread, row).finish(spread));
         }
         group
+    }
+
+    /// Those of rows that are not there yet.
+    #[inline(always)]
+    fn none() -> Self {
+        let zeros = [T::zero(); R];
+        Self { mean: zeros, low: zeros, rstd: zeros, safe: true }
+    }
+
+    #[inline(always)]
+    fn set(&mut self, row: usize, statistics: &Statistics<T>) {
+        (self.mean[row], self.low[row], self.rstd[row]) = (statistics.mean, statistics.low, statistics.rstd);
+        self.safe &= statistics.safe;
     }
 
     /// Keeps the statistics of the `count` rows in `x`, and takes them again if not all are safe.

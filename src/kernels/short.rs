@@ -100,8 +100,8 @@ fn normalize_group<S: Simd, T: Number, const R: usize>(
         squares[front + j] = d * d;
     }
     let (sums, squares) = (if centred { pairs(sums) } else { zeros[0] }, pairs(squares));
-    let (near, sums, squares) = (near.as_slice(), sums.as_slice(), squares.as_slice());
-    let group = normalize::Group::of_sums(features, count, near, sums, squares, layer.spread);
+    let sums = [near.as_slice(), sums.as_slice(), squares.as_slice()];
+    let group = normalize::Group::of_sums(features, count, sums, layer.spread);
 
     let lanes = normalize::Lanes {
         mean: Vector::<S, T>::from_slice(simd, &group.mean),
