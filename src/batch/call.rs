@@ -7,10 +7,11 @@ use fearless_simd::Level;
 use crate::arrays::{Input, RowShape};
 use crate::element::Element;
 use crate::kernels::batch::{AGAIN, Block, Count, KeptColumns, SAMPLE, SavedColumns};
-use crate::kernels::column::{Column, Own};
+use crate::kernels::column::{Column, Own, Passes};
 use crate::kernels::columns::CHAIN;
 use crate::kernels::normalize::Layer;
 use crate::number::Wide;
+use crate::parallel;
 
 /// What all jobs of a call share.
 #[derive(Clone, Copy, Debug)]
@@ -106,6 +107,9 @@ pub(crate) fn rescaled<T: Element>(
     })
 }
 
+/// Marked columns that are taken again at a time.
+const TOGETHER: usize = 256;
+
 /// Takes the statistics of marked columns again.
 #[cold]
 pub(crate) fn take_again<T: Element>(
@@ -114,14 +118,48 @@ pub(crate) fn take_again<T: Element>(
     start: usize,
     saved: &mut SavedColumns<'_, T>,
 ) {
-    for c in 0..saved.exponent.len() {
-        if saved.exponent[c] == AGAIN {
-            let x = x.column(call.shape(), start + c);
-            let column = Column::new(x.iter().copied(), call.count(), call.layer.spread);
-            let Own { mean, low, variance, rstd } = column.own();
-            (saved.mean[c], saved.low[c], saved.variance[c], saved.rstd[c]) = (mean, low, variance, rstd);
-            saved.exponent[c] = column.exponent as i16;
+    let tile = if x.is_strided() { call.layer.features } else { 0 };
+    parallel::lend(tile, |tile: &mut [T]| {
+        let mut columns = 0..saved.exponent.len();
+        while !columns.is_empty() {
+            let (mut marked, mut count) = ([0; TOGETHER], 0);
+            for (slot, c) in marked.iter_mut().zip(columns.by_ref().filter(|&c| saved.exponent[c] == AGAIN)) {
+                (*slot, count) = (c, count + 1);
+            }
+            take_some_again(call, x, start, &marked[..count], saved, tile);
         }
+    });
+}
+
+/// Takes the statistics of these columns again; `tile` has room for a row of a strided x.
+fn take_some_again<T: Element>(
+    call: &Call<'_, T>,
+    x: &Input<'_, T>,
+    start: usize,
+    marked: &[usize],
+    saved: &mut SavedColumns<'_, T>,
+    tile: &mut [T],
+) {
+    let spread = call.layer.spread;
+    let mut passes = [Passes::new(T::zero()); TOGETHER];
+    let passes = &mut passes[..marked.len()];
+    let first = &x.rows(call.shape(), 0..1, tile)[start..];
+    passes.iter_mut().zip(marked).for_each(|(passes, &c)| *passes = Passes::new(first[c]));
+    for _ in 0..Passes::<T>::COUNT {
+        for row in 0..call.rows {
+            let row = &x.rows(call.shape(), row..row + 1, tile)[start..];
+            passes.iter_mut().zip(marked).for_each(|(passes, &c)| passes.add(row[c]));
+        }
+        passes.iter_mut().for_each(|passes| passes.end(call.count()));
+    }
+    for (passes, &c) in passes.iter().zip(marked) {
+        let mut column = passes.column(0, call.count(), spread);
+        if !column.holds(spread) {
+            column = Column::new(x.column(call.shape(), start + c).iter().copied(), call.count(), spread);
+        }
+        let Own { mean, low, variance, rstd } = column.own();
+        (saved.mean[c], saved.low[c], saved.variance[c], saved.rstd[c]) = (mean, low, variance, rstd);
+        saved.exponent[c] = column.exponent as i16;
     }
 }
 

@@ -6,7 +6,7 @@
 //!     s = Σ (x − h)        q = Σ (x − h)²
 //!     δ = s / N            M = q − s·δ                                    Σ (x − μ)²
 //!     μ = h + δ, wide, split into mean + low        σ² = M/N or M/(N − 1)        rstd = 1/√(σ² + ε)
-//!     unless s·δ ≤ M (|δ| ≤ σ) and the squares are within range:          column by column, see `column`
+//!     unless s·δ ≤ M (|δ| ≤ σ) and the squares are within range:          taken again, see `column`
 //! y = ((x − mean) − low) · (rstd·gain) + bias
 //! ```
 //!

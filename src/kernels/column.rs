@@ -7,7 +7,8 @@
 //!     mean + low = h + s/N                       M = q − s²/N
 //! ```
 //!
-//! Such columns are rare, or all of a batch that is wrong anyway, so they are read element by element where they lie.
+//! Columns that are merely far from their sample (of a feature with a period, say) are taken some at a time, row by row as
+//! they lie; the others are rare, or all of a batch that is wrong anyway, and are read one by one.
 
 use crate::kernels::batch::Count;
 use crate::kernels::moments::{Spread, rstd};
@@ -32,7 +33,57 @@ pub(crate) struct Own<T> {
     pub(crate) rstd: T,
 }
 
+/// A column on its way through its rows, which it is given twice.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Passes<T: Number> {
+    /// h
+    near: T,
+    low: T,
+    sum: T::Wide,
+    squares: T::Wide,
+    /// M of the pass that ended.
+    m: f64,
+}
+
+impl<T: Number> Passes<T> {
+    /// How many passes there are.
+    pub(crate) const COUNT: usize = 2;
+
+    /// Of a column that begins so.
+    pub(crate) fn new(first: T) -> Self {
+        let zero = T::Wide::default();
+        Self { near: first, low: T::zero(), sum: zero, squares: zero, m: 0.0 }
+    }
+
+    #[inline(always)]
+    pub(crate) fn add(&mut self, x: T) {
+        let d = x.into() - self.near.into();
+        self.sum = self.sum.add(d);
+        self.squares = self.squares.add(d * d);
+    }
+
+    /// Ends a pass: h becomes the mean.
+    pub(crate) fn end(&mut self, count: Count) {
+        let delta = self.sum.value() / count.rows;
+        let m = self.squares.value() - self.sum.value() * delta;
+        let (near, low) = T::split(T::Wide::default().add(self.near.into()).add(delta));
+        *self = Self { low, m, ..Self::new(near) };
+    }
+
+    /// The statistics of a column whose elements were times 2^-`exponent`.
+    pub(crate) fn column(&self, exponent: i32, count: Count, spread: Spread) -> Column<T> {
+        let variance = if self.m < 0.0 { 0.0 } else { self.m / count.divisor };
+        let rstd = T::from_f64(rstd(variance + spread.rescaled(exponent).eps));
+        Column { exponent, mean: self.near, low: self.low, variance, rstd }
+    }
+}
+
 impl<T: Number> Column<T> {
+    /// Whether its squares are within range: then it is right as it is, and not constant without an ε.
+    pub(crate) fn holds(&self, spread: Spread) -> bool {
+        spread.holds(self.variance)
+    }
+
     /// Of a column of any scale: NaN if one of its elements is not finite.
     #[cold]
     pub(crate) fn new(x: impl Iterator<Item = T> + Clone, count: Count, spread: Spread) -> Self {
@@ -46,30 +97,19 @@ impl<T: Number> Column<T> {
             return Self { exponent: 0, mean: first, low: T::zero(), variance: 0.0, rstd };
         }
         let plain = Self::at(x.clone(), 0, count, spread);
-        if spread.holds(plain.variance) { plain } else { Self::at(x, exponent_of(largest, spread), count, spread) }
+        if plain.holds(spread) { plain } else { Self::at(x, exponent_of(largest, spread), count, spread) }
     }
 
     /// Of a column whose exponent is known.
     #[cold]
     pub(crate) fn at(x: impl Iterator<Item = T> + Clone, exponent: i32, count: Count, spread: Spread) -> Self {
         let x = x.map(|x| times_power_of_two(x, -exponent));
-        let mut near = x.clone().next().expect("a column has at least one row");
-        let mut squares = 0.0;
-        let mut low = T::zero();
-        for _ in 0..2 {
-            let (mut sum, mut sum_of_squares) = (T::Wide::default(), T::Wide::default());
-            for x in x.clone() {
-                let d = x.into() - near.into();
-                sum = sum.add(d);
-                sum_of_squares = sum_of_squares.add(d * d);
-            }
-            let delta = sum.value() / count.rows;
-            squares = sum_of_squares.value() - sum.value() * delta;
-            (near, low) = T::split(T::Wide::default().add(near.into()).add(delta));
+        let mut passes = Passes::new(x.clone().next().expect("a column has at least one row"));
+        for _ in 0..Passes::<T>::COUNT {
+            x.clone().for_each(|x| passes.add(x));
+            passes.end(count);
         }
-        let variance = if squares < 0.0 { 0.0 } else { squares / count.divisor };
-        let rstd = T::from_f64(rstd(variance + spread.rescaled(exponent).eps));
-        Self { exponent, mean: near, low, variance, rstd }
+        passes.column(exponent, count, spread)
     }
 
     /// In the column's own units.

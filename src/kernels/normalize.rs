@@ -136,7 +136,6 @@ pub(crate) fn forward<S: Simd, T: Number>(
 /// `ahead`: the sample of the rows that follow is taken first, and does not wait for anything of these.
 #[simd]
 #[inline(never)]
-#[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
 fn groups<S: Simd, T: Number, const R: usize, const P: usize>(
     simd: S,
     layer: Layer<'_, T>,
