@@ -112,23 +112,25 @@ pub(crate) fn forward<S: Simd, T: Number>(
     let vectors = layer.features.div_ceil(T::LANES);
     // Narrow registers do not hold two rows, and the scalar fallback takes minutes to compile them.
     let narrow = const { S::f32s::LEN < 8 };
+    // Memory likes its lines in order.
+    let ahead = !streams;
     let done = if narrow {
         0
-    } else if streams && vectors > 4 && layer.features <= T::BLOCK {
+    } else if streams && vectors > 5 && layer.features <= T::BLOCK {
         match vectors {
-            5..=12 => groups::<S, T, 4, 1>(simd, layer, x, y, &mut saved, 0..rows / 4 * 4, true),
-            13..=16 => groups::<S, T, 2, 1>(simd, layer, x, y, &mut saved, 0..rows / 2 * 2, false),
+            6..=11 => groups::<S, T, 4, 1>(simd, layer, x, y, &mut saved, 0..rows / 4 * 4, ahead),
+            12..=16 => groups::<S, T, 2, 1>(simd, layer, x, y, &mut saved, 0..rows / 2 * 2, ahead),
             _ => 0,
         }
     } else if vectors <= if streams { 3 } else { 4 } && T::LANES > 8 {
-        groups::<S, T, 16, 2>(simd, layer, x, y, &mut saved, 0..rows / 16 * 16, !streams)
+        groups::<S, T, 16, 2>(simd, layer, x, y, &mut saved, 0..rows / 16 * 16, ahead)
     } else if vectors <= 8 {
         // The reductions are a large part of the work.
-        groups::<S, T, 8, 2>(simd, layer, x, y, &mut saved, 0..rows / 8 * 8, !streams)
+        groups::<S, T, 8, 2>(simd, layer, x, y, &mut saved, 0..rows / 8 * 8, ahead)
     } else {
-        groups::<S, T, 4, 2>(simd, layer, x, y, &mut saved, 0..rows / 4 * 4, !streams)
+        groups::<S, T, 4, 2>(simd, layer, x, y, &mut saved, 0..rows / 4 * 4, ahead)
     };
-    groups::<S, T, 1, 1>(simd, layer, x, y, &mut saved, done..rows, !streams);
+    groups::<S, T, 1, 1>(simd, layer, x, y, &mut saved, done..rows, ahead);
 }
 
 /// `R` rows at a time; `R` divides their number. Their y is written `P`, 1 or 2, at a time. Returns the row after the last.
