@@ -114,22 +114,24 @@ pub(crate) fn forward<S: Simd, T: Number>(
     let narrow = const { S::f32s::LEN < 8 };
     // Memory likes its lines in order.
     let ahead = !streams;
-    let done = if narrow {
-        0
+    let mut done = 0;
+    if narrow {
+        // One by one.
     } else if streams && vectors > 5 && layer.features <= T::BLOCK {
-        match vectors {
+        done = match vectors {
             6..=11 => groups::<S, T, 4, 1>(simd, layer, x, y, &mut saved, 0..rows / 4 * 4, ahead),
             12..=16 => groups::<S, T, 2, 1>(simd, layer, x, y, &mut saved, 0..rows / 2 * 2, ahead),
             _ => 0,
-        }
-    } else if vectors <= if streams { 3 } else { 4 } && T::LANES > 8 {
-        groups::<S, T, 16, 2>(simd, layer, x, y, &mut saved, 0..rows / 16 * 16, ahead)
-    } else if vectors <= 8 {
-        // The reductions are a large part of the work.
-        groups::<S, T, 8, 2>(simd, layer, x, y, &mut saved, 0..rows / 8 * 8, ahead)
+        };
     } else {
-        groups::<S, T, 4, 2>(simd, layer, x, y, &mut saved, 0..rows / 4 * 4, ahead)
-    };
+        // Of short rows, the reductions are a large part of the work.
+        if vectors <= if streams { 3 } else { 16 } && T::LANES > 8 {
+            done = groups::<S, T, 16, 2>(simd, layer, x, y, &mut saved, 0..rows / 16 * 16, ahead);
+        } else if vectors <= 8 {
+            done = groups::<S, T, 8, 2>(simd, layer, x, y, &mut saved, 0..rows / 8 * 8, ahead);
+        }
+        done = groups::<S, T, 4, 2>(simd, layer, x, y, &mut saved, done..rows / 4 * 4, ahead);
+    }
     groups::<S, T, 1, 1>(simd, layer, x, y, &mut saved, done..rows, ahead);
 }
 
@@ -149,6 +151,9 @@ fn groups<S: Simd, T: Number, const R: usize, const P: usize>(
 ) -> usize {
     let Layer { features, spread, .. } = layer;
     let end = rows.end;
+    if rows.is_empty() {
+        return end;
+    }
     let at = rows.start * features..end * features;
     let tail = Tail::new(simd, features.min(T::BLOCK));
     let affine = (layer.gain(0, tail.len()), layer.bias(0, tail.len()));
@@ -244,9 +249,13 @@ fn sum_far_rows_again<S: Simd, T: Number, const R: usize>(
     simd: S,
     tail: &Tail<S, T>,
     rows: &[T],
-    [near, sums, squares]: [&[T]; 3],
+    sums: [Vector<S, T>; 3],
     spread: Spread,
 ) -> Group<T, R> {
+    let [near, sums, squares] = sums.each_ref().map(
+        #[inline(always)]
+        |sums| sums.as_slice(),
+    );
     let mut group = Group::none();
     for (i, row) in rows.chunks_exact(tail.len()).enumerate() {
         let moments = Moments::of_block(tail.len() as f64, near[i], sums[i], squares[i]);
@@ -276,9 +285,12 @@ impl<T: Number, const R: usize> Group<T, R> {
         }
         let sums = if spread.centred { tree(&mut sums) } else { zeros[0] };
         let squares = tree(&mut squares);
-        let sums = [near.as_slice(), sums.as_slice(), squares.as_slice()];
-        let group = Self::of_sums(features, R, sums, spread);
-        if group.safe || !spread.centred { group } else { sum_far_rows_again(simd, tail, rows, sums, spread) }
+        let group = Self::of_sums(features, R, [near.as_slice(), sums.as_slice(), squares.as_slice()], spread);
+        if group.safe || !spread.centred {
+            group
+        } else {
+            sum_far_rows_again(simd, tail, rows, [near, sums, squares], spread)
+        }
     }
 
     /// From h, s and q of each row; the first `count` of them must be safe.
