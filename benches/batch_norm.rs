@@ -123,7 +123,7 @@ const CALLS: [(&str, Call, usize); 5] = [
 fn print_ratios() {
     println!("| rows × features | threads | copy µs | forward × copy | × twice | backward × copy | × twice |");
     println!("|---|---|---|---|---|---|---|");
-    let wanted = std::env::args().nth(1).filter(|argument| argument.contains('x'));
+    let wanted = std::env::args().skip(1).find(|argument| argument.contains('x'));
     for (rows, features) in SHAPES {
         if wanted.as_ref().is_some_and(|wanted| *wanted != format!("{rows}x{features}")) {
             continue;
