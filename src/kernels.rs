@@ -38,6 +38,7 @@ pub(crate) mod columns;
 pub(crate) mod elementwise;
 #[cfg(feature = "rnn")]
 pub(crate) mod gates;
+pub(crate) mod group;
 #[cfg(feature = "rnn")]
 pub(crate) mod gru;
 #[cfg(feature = "rnn")]

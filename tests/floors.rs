@@ -8,7 +8,7 @@ const FLOORS: [&[&str]; 27] = [
     &["error", "number"],
     &["simd", "parallel", "tiles", "matmul"],
     &["kernels/moments", "kernels/columns", "kernels/activations"],
-    &["kernels/rescale", "kernels/blocks"],
+    &["kernels/rescale", "kernels/blocks", "kernels/group"],
     &["kernels/normalize"],
     &["kernels/passes", "kernels/batch"],
     &["kernels/column", "kernels/batch/write"],

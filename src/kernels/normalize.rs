@@ -20,10 +20,11 @@ use std::ops::Range;
 use fearless_simd::{Simd, SimdBase};
 use fearless_simd_macros::simd;
 
-use crate::kernels::moments::{Moments, Spread, Statistics, near_means, partial_sums, row_moments, sample};
+use crate::kernels::group::{Group, near_means_of};
+use crate::kernels::moments::{Spread, Statistics, row_moments};
 use crate::kernels::rescale::{Rescaled, rescale, rescued};
 use crate::number::{LARGEST_BLOCK, Number};
-use crate::simd::{Tail, Vector, front, load, splat, tree};
+use crate::simd::{Tail, Vector, front, load, splat};
 
 /// Gain and bias of a block of features: ones and zeros where the layer has none.
 #[derive(Clone, Copy, Debug)]
@@ -110,28 +111,28 @@ pub(crate) fn forward<S: Simd, T: Number>(
 ) {
     let rows = x.len() / layer.features;
     let vectors = layer.features.div_ceil(T::LANES);
-    // Narrow registers do not hold two rows, and the scalar fallback takes minutes to compile them.
     let narrow = const { S::f32s::LEN < 8 };
     // Memory likes its lines in order.
     let ahead = !streams;
-    let mut done = 0;
-    if narrow {
-        // One by one.
-    } else if streams && vectors > 5 && layer.features <= T::BLOCK {
-        done = match vectors {
-            6..=11 => groups::<S, T, 4, 1>(simd, layer, x, y, &mut saved, 0..rows / 4 * 4, ahead),
-            12..=16 => groups::<S, T, 2, 1>(simd, layer, x, y, &mut saved, 0..rows / 2 * 2, ahead),
-            _ => 0,
-        };
-    } else {
-        // Of short rows, the reductions are a large part of the work.
-        if vectors <= if streams { 3 } else { 16 } && T::LANES > 8 {
-            done = groups::<S, T, 16, 2>(simd, layer, x, y, &mut saved, 0..rows / 16 * 16, ahead);
-        } else if vectors <= 8 {
-            done = groups::<S, T, 8, 2>(simd, layer, x, y, &mut saved, 0..rows / 8 * 8, ahead);
+    let done = match vectors {
+        // Narrow registers do not hold two rows, and the scalar fallback takes minutes to compile them.
+        _ if narrow => 0,
+        6..=11 if streams => groups::<S, T, 4, 1>(simd, layer, x, y, &mut saved, 0..rows / 4 * 4, ahead),
+        12..=16 if streams => groups::<S, T, 2, 1>(simd, layer, x, y, &mut saved, 0..rows / 2 * 2, ahead),
+        17.. if streams && layer.features <= T::BLOCK => 0,
+        _ => {
+            // Of short rows, the reductions are a large part of the work.
+            let short = if streams { 3 } else { 16 };
+            let done = if vectors <= short && T::LANES > 8 {
+                groups::<S, T, 16, 2>(simd, layer, x, y, &mut saved, 0..rows / 16 * 16, ahead)
+            } else if vectors <= 8 {
+                groups::<S, T, 8, 2>(simd, layer, x, y, &mut saved, 0..rows / 8 * 8, ahead)
+            } else {
+                0
+            };
+            groups::<S, T, 4, 2>(simd, layer, x, y, &mut saved, done..rows / 4 * 4, ahead)
         }
-        done = groups::<S, T, 4, 2>(simd, layer, x, y, &mut saved, done..rows / 4 * 4, ahead);
-    }
+    };
     groups::<S, T, 1, 1>(simd, layer, x, y, &mut saved, done..rows, ahead);
 }
 
@@ -194,24 +195,6 @@ fn groups<S: Simd, T: Number, const R: usize, const P: usize>(
     end
 }
 
-/// h of each of `R` rows of one block.
-#[inline(always)]
-fn near_means_of<S: Simd, T: Number, const R: usize>(
-    simd: S,
-    tail: &Tail<S, T>,
-    rows: &[T],
-    spread: Spread,
-) -> Vector<S, T> {
-    let mut samples = [splat(simd, T::zero()); R];
-    if !spread.centred {
-        return samples[0];
-    }
-    for (sum, row) in samples.iter_mut().zip(rows.chunks_exact(tail.len())) {
-        *sum = sample(simd, tail, row);
-    }
-    near_means::<S, T>(simd, tail.len(), &mut samples)
-}
-
 /// y of the columns from `start` on of a group of rows.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
@@ -241,94 +224,7 @@ fn write_group<S: Simd, T: Number, const R: usize, const P: usize>(
     }
 }
 
-/// The statistics of `R` rows of which one is not safe; those whose sample told nothing of them are added once more.
-#[simd]
-#[cold]
-#[inline(never)]
-fn sum_far_rows_again<S: Simd, T: Number, const R: usize>(
-    simd: S,
-    tail: &Tail<S, T>,
-    rows: &[T],
-    sums: [Vector<S, T>; 3],
-    spread: Spread,
-) -> Group<T, R> {
-    let [near, sums, squares] = sums.each_ref().map(
-        #[inline(always)]
-        |sums| sums.as_slice(),
-    );
-    let mut group = Group::none();
-    for (i, row) in rows.chunks_exact(tail.len()).enumerate() {
-        let moments = Moments::of_block(tail.len() as f64, near[i], sums[i], squares[i]);
-        group.set(i, &moments.or_once_more(simd, tail, row).finish(spread));
-    }
-    group
-}
-
-/// The statistics of `R` rows. Arrays, not an array of rows: they are computed as vectors then.
-pub(crate) struct Group<T, const R: usize> {
-    pub(crate) mean: [T; R],
-    pub(crate) low: [T; R],
-    pub(crate) rstd: [T; R],
-    /// All of them are.
-    pub(crate) safe: bool,
-}
-
 impl<T: Number, const R: usize> Group<T, R> {
-    /// Of rows of one block.
-    #[inline(always)]
-    fn of_blocks<S: Simd>(simd: S, tail: &Tail<S, T>, rows: &[T], near: Vector<S, T>, spread: Spread) -> Self {
-        let features = tail.len();
-        let zeros = [splat(simd, T::zero()); R];
-        let (mut sums, mut squares) = (zeros, zeros);
-        for (i, row) in rows.chunks_exact(features).enumerate() {
-            (sums[i], squares[i]) = partial_sums(simd, tail, row, near.as_slice()[i]);
-        }
-        let sums = if spread.centred { tree(&mut sums) } else { zeros[0] };
-        let squares = tree(&mut squares);
-        let group = Self::of_sums(features, R, [near.as_slice(), sums.as_slice(), squares.as_slice()], spread);
-        if group.safe || !spread.centred {
-            group
-        } else {
-            sum_far_rows_again(simd, tail, rows, [near, sums, squares], spread)
-        }
-    }
-
-    /// From h, s and q of each row; the first `count` of them must be safe.
-    #[inline(always)]
-    pub(crate) fn of_sums(features: usize, count: usize, [near, sums, squares]: [&[T]; 3], spread: Spread) -> Self {
-        let (mut mean, mut low, mut rstd, mut all_safe) = ([T::zero(); R], [T::zero(); R], [T::zero(); R], true);
-        for i in 0..R {
-            let moments = Moments::of_block(features as f64, near[i], sums[i], squares[i]);
-            let safe;
-            Statistics { mean: mean[i], low: low[i], rstd: rstd[i], safe } = moments.finish(spread);
-            all_safe &= safe | (i >= count);
-        }
-        Self { mean, low, rstd, safe: all_safe }
-    }
-
-    /// Of rows of several blocks.
-    #[inline(always)]
-    fn of_long_rows<S: Simd>(simd: S, features: usize, rows: &[T], spread: Spread) -> Self {
-        let mut group = Self::none();
-        for (i, row) in rows.chunks_exact(features).enumerate() {
-            group.set(i, &row_moments(simd, spread, row).finish(spread));
-        }
-        group
-    }
-
-    /// Those of rows that are not there yet.
-    #[inline(always)]
-    fn none() -> Self {
-        let zeros = [T::zero(); R];
-        Self { mean: zeros, low: zeros, rstd: zeros, safe: true }
-    }
-
-    #[inline(always)]
-    fn set(&mut self, row: usize, statistics: &Statistics<T>) {
-        (self.mean[row], self.low[row], self.rstd[row]) = (statistics.mean, statistics.low, statistics.rstd);
-        self.safe &= statistics.safe;
-    }
-
     /// Keeps the statistics of the `count` rows in `x`, and takes them again if not all are safe.
     #[inline(always)]
     #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]

@@ -27,6 +27,7 @@ use fearless_simd::{Simd, SimdBase};
 use fearless_simd_macros::simd;
 
 use crate::kernels::backward;
+use crate::kernels::group::Group;
 use crate::kernels::normalize::{self, Layer, SavedRows};
 use crate::kernels::passes::{self, Columns, KeptRows, Second};
 use crate::number::Number;
@@ -83,7 +84,7 @@ fn normalize_group<S: Simd, T: Number, const R: usize>(
     count: usize,
     x: &[T],
     y: &mut [T],
-) -> normalize::Group<T, R> {
+) -> Group<T, R> {
     let features = layer.features;
     let x = transpose(load_rows::<S, T, R>(simd, features, x));
     let zeros = [splat(simd, T::zero()); R];
@@ -101,7 +102,7 @@ fn normalize_group<S: Simd, T: Number, const R: usize>(
     }
     let (sums, squares) = (if centred { pairs(sums) } else { zeros[0] }, pairs(squares));
     let sums = [near.as_slice(), sums.as_slice(), squares.as_slice()];
-    let group = normalize::Group::of_sums(features, count, sums, layer.spread);
+    let group = Group::of_sums(features, count, sums, layer.spread);
 
     let lanes = normalize::Lanes {
         mean: Vector::<S, T>::from_slice(simd, &group.mean),
