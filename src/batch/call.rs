@@ -107,7 +107,7 @@ pub(crate) fn rescaled<T: Element>(
     })
 }
 
-/// Marked columns that are taken again at a time.
+/// Columns of which those that are marked are taken again side by side.
 const TOGETHER: usize = 256;
 
 /// Takes the statistics of marked columns again.
@@ -120,13 +120,15 @@ pub(crate) fn take_again<T: Element>(
 ) {
     let tile = if x.is_strided() { call.layer.features } else { 0 };
     parallel::lend(tile, |tile: &mut [T]| {
-        let mut columns = 0..saved.exponent.len();
-        while !columns.is_empty() {
+        for columns in steps(0..saved.exponent.len(), TOGETHER) {
             let (mut marked, mut count) = ([0; TOGETHER], 0);
-            for (slot, c) in marked.iter_mut().zip(columns.by_ref().filter(|&c| saved.exponent[c] == AGAIN)) {
-                (*slot, count) = (c, count + 1);
+            for c in columns.filter(|&c| saved.exponent[c] == AGAIN) {
+                marked[count] = c;
+                count += 1;
             }
-            take_some_again(call, x, start, &marked[..count], saved, tile);
+            if count > 0 {
+                take_some_again(call, x, start, &marked[..count], saved, tile);
+            }
         }
     });
 }

@@ -14,7 +14,7 @@ use ndarray::{ArrayView3, ArrayViewMut3, Axis, Slice};
 use crate::element::Element;
 use crate::kernels::columns::CHAIN;
 use crate::matmul::{Into, Matrix};
-use crate::parallel;
+use crate::parallel::{self, Job};
 use crate::rnn::cell::{Cell, Size};
 use crate::rnn::weights::{INPUT_WEIGHT, RECURRENT_WEIGHT};
 
@@ -193,5 +193,28 @@ impl<'a, T: Element> Products<'a, T> {
     fn recurrent_forward(&self, h_before: &[T], u: &mut [T], v: &mut [T], lengths: &Lengths) {
         let (c, into) = if u.is_empty() { (v, Into::Add) } else { (u, Into::Replace) };
         multiply(c, into, h_before, lengths.batch, self.recurrent, lengths.hidden);
+    }
+}
+
+/// Some rows of a step in either direction, as work for several threads.
+struct Rows<'a, S, F> {
+    step: S,
+    pieces: fn(&S) -> usize,
+    split: fn(S, usize) -> (S, S),
+    run: &'a F,
+}
+
+impl<S: Send, F: Fn(S) + Sync> Job for Rows<'_, S, F> {
+    fn pieces(&self) -> usize {
+        (self.pieces)(&self.step)
+    }
+
+    fn split(self, pieces: usize) -> (Self, Self) {
+        let (first, second) = (self.split)(self.step, pieces);
+        (Self { step: first, ..self }, Self { step: second, ..self })
+    }
+
+    fn run(self) {
+        (self.run)(self.step);
     }
 }

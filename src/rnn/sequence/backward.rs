@@ -15,10 +15,12 @@ use crate::kernels::columns::{CHAIN, join_block};
 use crate::kernels::gates::StepBack;
 use crate::matmul::{Into, Matrix};
 use crate::number::{Number, Wide};
-use crate::parallel::{self, Job};
+use crate::parallel;
 use crate::rnn::cell::Cell;
 use crate::rnn::saved::{Norm, Saved, mask_of};
-use crate::rnn::sequence::{Lengths, Products, WORTH_THREADS, adjacent, copy, multiply, nth, rows_per_block, take};
+use crate::rnn::sequence::{
+    Lengths, Products, Rows, WORTH_THREADS, adjacent, copy, multiply, nth, rows_per_block, take,
+};
 use crate::rnn::state::State;
 use crate::rnn::weights::{MATRICES, Weights};
 
@@ -26,7 +28,7 @@ use crate::rnn::weights::{MATRICES, Weights};
 const WORTH_TRANSPOSING: usize = 512;
 
 /// Elements of xᵀ or h′ᵀ of a piece from which on a copy pays: read across long rows, they take 6 % longer.
-const WORTH_COPYING: usize = 1 << 19;
+const WORTH_TURNING: usize = 1 << 19;
 
 /// dx, and the gradient by the first state in place of that by the last; adds to `grad`.
 pub(crate) fn backward<T: Element, C: Cell<T>>(
@@ -51,16 +53,16 @@ pub(crate) fn backward<T: Element, C: Cell<T>>(
     let dx_tile = if dx.as_slice_mut().is_some() { 0 } else { longest * len.x };
     let dy_tile = if dy.as_slice().is_some() { 0 } else { longest * len.h };
     let transposed = if steps * batch >= WORTH_TRANSPOSING { hidden * width } else { 0 };
-    let copied = [len.x, len.h].map(|len| longest * len).into_iter().filter(|&len| len >= WORTH_COPYING).max();
-    let copied = copied.unwrap_or(0);
-    let tiles = x_tile + dx_tile + dy_tile + transposed + copied;
+    let turned = [len.x, len.h].map(|len| longest * len).into_iter().filter(|&len| len >= WORTH_TURNING).max();
+    let turned = turned.unwrap_or(0);
+    let tiles = x_tile + dx_tile + dy_tile + transposed + turned;
     let all = tiles + longest * (len.v + len.u) + len.h + len.c + blocks * columns + lengths.scratch();
     parallel::lend_wide::<T, _>(blocks * columns, |sums| {
         parallel::lend(all, |mut buffer| {
             let buffer = &mut buffer;
             let [x_tile, dx_tile, dy_tile] = [x_tile, dx_tile, dy_tile].map(|len| take(buffer, len));
             let w_h_transposed = weights.recurrent_transposed(take(buffer, transposed));
-            let copied = take(buffer, copied);
+            let turned = take(buffer, turned);
             let (du, dv) = (take(buffer, longest * len.u), take(buffer, longest * len.v));
             let (dh, dc) = (take(buffer, len.h), take(buffer, len.c));
             let (chains, scratch) = (take(buffer, blocks * columns), take(buffer, lengths.scratch()));
@@ -99,7 +101,9 @@ pub(crate) fn backward<T: Element, C: Cell<T>>(
                         columns: chains,
                         scratch,
                     };
-                    parallel::run(Backward { cell, step }, lengths.kernel_bytes::<T>());
+                    let run = |step| cell.backward_rows(step);
+                    let rows = Rows { step, pieces: StepBack::pieces, split: StepBack::split, run: &run };
+                    parallel::run(rows, lengths.kernel_bytes::<T>());
                     let du = if len.u == 0 { dv } else { du };
                     multiply(dh, Into::Add, du, batch, w_h_transposed, width);
                 }
@@ -116,8 +120,8 @@ pub(crate) fn backward<T: Element, C: Cell<T>>(
                 };
                 let mut slices = grad.slices_mut();
                 if let (Some(dw_x), Some(dw_h)) = (slices.next(), slices.next()) {
-                    add_transposed(dw_x, x, dv, rows, copied);
-                    add_transposed(dw_h, h_before, du, rows, copied);
+                    add_transposed(dw_x, x, dv, rows, turned);
+                    add_transposed(dw_h, h_before, du, rows, turned);
                 }
                 let inner = weights.input.transposed();
                 if let Some(dx) = dx.as_slice_mut() {
@@ -158,30 +162,9 @@ fn add_columns<T: Element>(grad: &mut Weights<T>, total: &[<T as Number>::Wide])
 }
 
 /// c += aᵀ·b, by way of a copy of aᵀ if that pays.
-fn add_transposed<T: Element>(c: &mut [T], a: &[T], b: &[T], rows: usize, copy: &mut [T]) {
+fn add_transposed<T: Element>(c: &mut [T], a: &[T], b: &[T], rows: usize, turned: &mut [T]) {
     let threads = if c.len() * rows >= WORTH_THREADS { parallel::threads() } else { 1 };
     let [by_row, b] = [a, b].map(|matrix| Matrix::new(rows, matrix.len() / rows, matrix));
-    let a = if a.len() < WORTH_COPYING { by_row.transposed() } else { by_row.transpose_into(&mut copy[..a.len()]) };
+    let a = if a.len() < WORTH_TURNING { by_row.transposed() } else { by_row.transpose_into(&mut turned[..a.len()]) };
     T::multiply(c, Into::Add, a, b, threads);
-}
-
-/// Some rows of a step backward, as work for several threads.
-struct Backward<'a, C, T> {
-    cell: &'a C,
-    step: StepBack<'a, T>,
-}
-
-impl<T: Element, C: Cell<T>> Job for Backward<'_, C, T> {
-    fn pieces(&self) -> usize {
-        self.step.pieces()
-    }
-
-    fn split(self, pieces: usize) -> (Self, Self) {
-        let (first, second) = self.step.split(pieces);
-        (Self { step: first, ..self }, Self { step: second, ..self })
-    }
-
-    fn run(self) {
-        self.cell.backward_rows(self.step);
-    }
 }

@@ -17,10 +17,10 @@ use ndarray::{ArrayRef2, ArrayView2, ArrayView3, ArrayViewMut3, Axis};
 use crate::element::Element;
 use crate::kernels::gates::Step;
 use crate::matmul::Into;
-use crate::parallel::{self, Job};
+use crate::parallel;
 use crate::rnn::cell::{Cell, Size};
 use crate::rnn::saved::{Norm, Saved, mask_of};
-use crate::rnn::sequence::{Lengths, Products, adjacent, multiply, nth, rows_per_block, take};
+use crate::rnn::sequence::{Lengths, Products, Rows, adjacent, multiply, nth, rows_per_block, take};
 use crate::rnn::state::State;
 
 /// What a call gets, and what it makes of it.
@@ -118,7 +118,9 @@ fn run<T: Element, C: Cell<T>>(
                 saved: Norm::saved_rows(norms, nth(at, batch)),
                 scratch,
             };
-            parallel::run(Forward { cell, step }, lengths.kernel_bytes::<T>());
+            let run = |step| cell.forward_rows(step);
+            let rows = Rows { step, pieces: Step::pieces, split: Step::split, run: &run };
+            parallel::run(rows, lengths.kernel_bytes::<T>());
             if let Some(y) = &mut y {
                 let h = ArrayView2::from_shape((batch, lengths.hidden), h).expect("a state for each row");
                 y.index_axis_mut(Axis(0), t).assign(&h);
@@ -132,25 +134,4 @@ fn run<T: Element, C: Cell<T>>(
 /// Two places of a slice of which each has `len` elements.
 fn two<T>(slice: &mut [T], places: [usize; 2], len: usize) -> [&mut [T]; 2] {
     slice.get_disjoint_mut(places.map(|place| nth(place, len))).expect("there are two")
-}
-
-/// Some rows of a step, as work for several threads.
-struct Forward<'a, C, T> {
-    cell: &'a C,
-    step: Step<'a, T>,
-}
-
-impl<T: Element, C: Cell<T>> Job for Forward<'_, C, T> {
-    fn pieces(&self) -> usize {
-        self.step.pieces()
-    }
-
-    fn split(self, pieces: usize) -> (Self, Self) {
-        let (first, second) = self.step.split(pieces);
-        (Self { step: first, ..self }, Self { step: second, ..self })
-    }
-
-    fn run(self) {
-        self.cell.forward_rows(self.step);
-    }
 }
