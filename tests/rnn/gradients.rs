@@ -1,10 +1,12 @@
 //! Every gradient of every cell is the slope of its loss.
 
-use layernorm::ndarray::{Array2, Array3};
-use layernorm::rnn::{Saved, State};
-use layernorm::{Parameters, grad_check};
+use std::ops::Range;
 
-use crate::common::{Known, drawn, holes, parameter, state, with_each_cell};
+use layernorm::ndarray::{Array2, Array3, s};
+use layernorm::rnn::{RnnPlacement, Saved, Start, State, Weights};
+use layernorm::{Parameters, Recurrent, Rnn, grad_check};
+
+use crate::common::{Known, drawn, holes, parameter, rng, state, with_each_cell};
 
 /// Of the largest slope. The differences are of fourth order with steps of 1e-3; after a few steps of time the fifth
 /// derivative of a loss is some hundred times the first.
@@ -146,4 +148,31 @@ fn padding<C: Known>(cell: &C, name: &str) {
     }
     assert!(dirty.iter().any(|x| x.is_nan()));
     assert_eq!(run(&dirty), run(&clean), "{name}");
+}
+
+/// A piece of the whole batch is turned on the way to the gradients of the weights, one of half of it is not.
+#[test]
+fn gradients_of_the_weights_of_a_batch_are_those_of_its_halves() {
+    let (steps, batch, width) = (2, 512, 512);
+    let cell = Rnn::<f64>::new(width, width, RnnPlacement::Sum, Start::Orthogonal, &mut rng());
+    let (x, initial) = (drawn::<f64, _>([steps, batch, width], 1), state(&cell, batch, 2));
+    let dy = drawn::<f64, _>([steps, batch, width], 5);
+    let add = |rows: Range<usize>, grad: &mut Weights<f64>| {
+        let of_rows = |all: &Array3<f64>| all.slice(s![.., rows.clone(), ..]).to_owned();
+        let (x, dy) = (of_rows(&x), of_rows(&dy));
+        let initial = State { h: initial.h.slice(s![rows.clone(), ..]).to_owned(), c: None };
+        let (_, _, saved) = cell.forward(&x, Some(&initial), None).unwrap();
+        cell.backward(&x, &saved, &dy, None, grad).unwrap();
+    };
+    let (mut whole, mut halves) = (cell.zero_grad(), cell.zero_grad());
+    add(0..batch, &mut whole);
+    add(0..batch / 2, &mut halves);
+    add(batch / 2..batch, &mut halves);
+    for name in ["input_weight", "recurrent_weight"] {
+        let (whole, halves) = (parameter(&whole, name), parameter(&halves, name));
+        let largest = halves.iter().fold(0.0, |largest: f64, dw| largest.max(dw.abs()));
+        let error = (whole - halves).iter().fold(0.0, |largest: f64, dw| largest.max(dw.abs()));
+        // Sums of 1024 products, in another order.
+        assert!(largest > 0.0 && error < 1e-13 * largest, "{name}: {error:e} of {largest:e}");
+    }
 }
