@@ -7,6 +7,7 @@
 //! | [`normalize`] | y from x and the moments |
 //! | [`passes`] | the two passes of backward over a block |
 //! | [`backward`] | dx, and what each row adds to dgain and dbias |
+//! | [`narrow`] | the same as `normalize`, for rows of a few vectors |
 //! | [`short`] | the same as `normalize` and `backward`, for rows shorter than a vector |
 //! | [`blocks`] | sums and maps over the blocks of rows |
 //! | [`columns`] | dgain and dbias of many rows |
@@ -44,6 +45,7 @@ pub(crate) mod gru;
 #[cfg(feature = "rnn")]
 pub(crate) mod lstm;
 pub(crate) mod moments;
+pub(crate) mod narrow;
 pub(crate) mod normalize;
 pub(crate) mod passes;
 pub(crate) mod rescale;
@@ -96,7 +98,7 @@ macro_rules! kernels {
 }
 
 kernels! {
-    /// [`short::forward`] and [`normalize::forward`]
+    /// [`short::forward`], [`narrow::forward`] and [`normalize::forward`]
     fn forward(
         level: Level,
         layer: Layer<'_, Self>,

@@ -196,7 +196,7 @@ impl<S: Simd, T: Number> Tail<S, T> {
             #[inline(always)]
             |lane| T::from_f64(lane as f64),
         );
-        let fresh = lane.simd_ge(splat(simd, T::from_f64((T::LANES - rest) as f64)));
+        let fresh = lane.simd_ge(splat(simd, T::from_f64(((T::LANES - rest) % T::LANES) as f64)));
         Self { simd, at: len - rest, turn: len / T::LANES % TURNS, len, fresh }
     }
 
@@ -218,7 +218,7 @@ impl<S: Simd, T: Number> Tail<S, T> {
         self.keep(self.load_all(row), fill)
     }
 
-    /// The lanes of the tail from `lanes`, the others from `fill`.
+    /// The lanes of the tail from `lanes`, the others from `fill`; all from `lanes` where the last vector is full.
     #[inline(always)]
     pub(crate) fn keep(&self, lanes: Vector<S, T>, fill: Vector<S, T>) -> Vector<S, T> {
         self.fresh.select(lanes, fill)

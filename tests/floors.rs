@@ -10,7 +10,7 @@ const FLOORS: [&[&str]; 27] = [
     &["kernels/moments", "kernels/columns", "kernels/activations"],
     &["kernels/rescale", "kernels/blocks", "kernels/group"],
     &["kernels/normalize"],
-    &["kernels/passes", "kernels/batch"],
+    &["kernels/passes", "kernels/narrow", "kernels/batch"],
     &["kernels/column", "kernels/batch/write"],
     &["kernels/backward", "kernels/second_order", "kernels/weights"],
     &["kernels/short", "kernels/gates", "kernels/elementwise"],

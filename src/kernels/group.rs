@@ -35,9 +35,23 @@ impl<T: Number, const R: usize> Group<T, R> {
         for (i, row) in rows.chunks_exact(features).enumerate() {
             (sums[i], squares[i]) = partial_sums(simd, tail, row, near.as_slice()[i]);
         }
-        let sums = if spread.centred { tree(&mut sums) } else { zeros[0] };
+        Self::of_partial_sums(simd, tail, rows, near, [sums, squares], spread)
+    }
+
+    /// Of rows of one block, from the partial sums of s and of q of each.
+    #[inline(always)]
+    pub(crate) fn of_partial_sums<S: Simd>(
+        simd: S,
+        tail: &Tail<S, T>,
+        rows: &[T],
+        near: Vector<S, T>,
+        [mut sums, mut squares]: [[Vector<S, T>; R]; 2],
+        spread: Spread,
+    ) -> Self {
+        let sums = if spread.centred { tree(&mut sums) } else { splat(simd, T::zero()) };
         let squares = tree(&mut squares);
-        let group = Self::of_sums(features, R, [near.as_slice(), sums.as_slice(), squares.as_slice()], spread);
+        let sums_of = [near.as_slice(), sums.as_slice(), squares.as_slice()];
+        let group = Self::of_sums(tail.len(), R, sums_of, spread);
         if group.safe || !spread.centred {
             group
         } else {

@@ -224,6 +224,11 @@ impl<V: Copy> Partial<V> {
     {
         let zeros = [splat(simd, T::zero()); TURNS];
         let mut partial = Self { near, sum: zeros, squares: zeros };
+        let Some(([first, second], chain)) = chain.split_first() else { return partial };
+        for (turn, x) in [first, second].into_iter().enumerate() {
+            let d = load::<S, T>(simd, x) - near;
+            (partial.sum[turn], partial.squares[turn]) = (d, d * d);
+        }
         for [first, second] in chain {
             partial.add(0, load::<S, T>(simd, first));
             partial.add(1, load::<S, T>(simd, second));

@@ -24,7 +24,7 @@ use crate::kernels::group::{Group, near_means_of};
 use crate::kernels::moments::{Spread, Statistics, row_moments};
 use crate::kernels::rescale::{Rescaled, rescale, rescued};
 use crate::number::{LARGEST_BLOCK, Number};
-use crate::simd::{Tail, Vector, front, load, splat};
+use crate::simd::{Tail, Vector, load, splat};
 
 /// Gain and bias of a block of features: ones and zeros where the layer has none.
 #[derive(Clone, Copy, Debug)]
@@ -117,16 +117,12 @@ pub(crate) fn forward<S: Simd, T: Number>(
     let done = match vectors {
         // Narrow registers do not hold two rows, and the scalar fallback takes minutes to compile them.
         _ if narrow => 0,
-        6..=11 if streams => groups::<S, T, 4, 1>(simd, layer, x, y, &mut saved, 0..rows / 4 * 4, ahead),
-        12..=16 if streams => groups::<S, T, 2, 1>(simd, layer, x, y, &mut saved, 0..rows / 2 * 2, ahead),
+        9..=16 if streams => groups::<S, T, 2, 1>(simd, layer, x, y, &mut saved, 0..rows / 2 * 2, ahead),
         17.. if streams && layer.features <= T::BLOCK => 0,
         _ => {
-            // Of short rows, the reductions are a large part of the work.
-            let short = if streams { 3 } else { 16 };
-            let done = if vectors <= short && T::LANES > 8 {
+            // Of shorter rows, the reductions are a large part of the work.
+            let done = if vectors <= 16 && T::LANES > 8 {
                 groups::<S, T, 16, 2>(simd, layer, x, y, &mut saved, 0..rows / 16 * 16, ahead)
-            } else if vectors <= 8 {
-                groups::<S, T, 8, 2>(simd, layer, x, y, &mut saved, 0..rows / 8 * 8, ahead)
             } else {
                 0
             };
@@ -354,7 +350,7 @@ pub(crate) struct Lanes<V> {
 
 impl<V> Lanes<V> {
     #[inline(always)]
-    fn new<S: Simd, T: Number<Vector<S> = V>>(simd: S, mean: T, low: T, rstd: T) -> Self {
+    pub(crate) fn new<S: Simd, T: Number<Vector<S> = V>>(simd: S, mean: T, low: T, rstd: T) -> Self {
         Self { mean: splat(simd, mean), low: splat(simd, low), rstd: splat(simd, rstd) }
     }
 
@@ -378,19 +374,11 @@ fn write<S: Simd, T: Number, const P: usize>(
     x: [&[T]; P],
     mut y: [&mut [T]; P],
 ) {
-    let front = front(y[0]);
-    if front > 0 {
-        let (gain, bias) = (load::<S, T>(simd, &T::chunks(gain).0[0]), load::<S, T>(simd, &T::chunks(bias).0[0]));
-        for r in 0..P {
-            let x = load::<S, T>(simd, &T::chunks(x[r]).0[0]);
-            rows[r].affine(x, gain, bias).store_array(&mut T::chunks_mut(y[r]).0[0]);
-        }
-    }
-    let (gains, biases) = (T::chunks(&gain[front..]).0, T::chunks(&bias[front..]).0);
+    let (gains, biases) = (T::chunks(gain).0, T::chunks(bias).0);
     let count = gains.len();
     let biases = &biases[..count];
-    let from = x.map(|x| &T::chunks(&x[front..]).0[..count]);
-    let to = y.each_mut().map(|y| &mut T::chunks_mut(&mut y[front..]).0[..count]);
+    let from = x.map(|x| &T::chunks(x).0[..count]);
+    let to = y.each_mut().map(|y| &mut T::chunks_mut(y).0[..count]);
     for i in 0..count {
         let (gain, bias) = (load::<S, T>(simd, &gains[i]), load::<S, T>(simd, &biases[i]));
         let mut result = [gain; P];
@@ -401,7 +389,7 @@ fn write<S: Simd, T: Number, const P: usize>(
             result[r].store_array(&mut to[r][i]);
         }
     }
-    if front + count * T::LANES < tail.len() {
+    if !tail.is_empty() {
         let (gain, bias) = (tail.load_all(gain), tail.load_all(bias));
         for r in 0..P {
             tail.store_all(rows[r].affine(tail.load_all(x[r]), gain, bias), y[r]);

@@ -8,7 +8,7 @@ use crate::kernels::moments::Statistics;
 use crate::kernels::normalize::Layer;
 use crate::kernels::rescale::{rescale, rescued_at};
 use crate::number::{LARGEST_BLOCK, Number, Wide, power_of_two};
-use crate::simd::{TURNS, Tail, Vector, front, load, splat, tree, vectors};
+use crate::simd::{TURNS, Tail, Vector, load, splat, tree, vectors};
 
 /// What forward kept of some rows, one number a row in each slice.
 #[derive(Clone, Copy, Debug)]
@@ -334,20 +334,12 @@ pub(crate) fn write<S: Simd, T: Number, const P: usize>(
     dy: [&[T]; P],
     mut dx: [&mut [T]; P],
 ) {
-    let front = front(dx[0]);
-    if front > 0 {
-        let gain = load::<S, T>(simd, &T::chunks(gain).0[0]);
-        for r in 0..P {
-            let (x, dy) = (load::<S, T>(simd, &T::chunks(x[r]).0[0]), load::<S, T>(simd, &T::chunks(dy[r]).0[0]));
-            rows[r].dx(gain, x, dy).store_array(&mut T::chunks_mut(dx[r]).0[0]);
-        }
-    }
-    let gains = T::chunks(&gain[front..]).0;
+    let gains = T::chunks(gain).0;
     let count = gains.len();
     {
-        let x = x.map(|x| &T::chunks(&x[front..]).0[..count]);
-        let dy = dy.map(|dy| &T::chunks(&dy[front..]).0[..count]);
-        let dx = dx.each_mut().map(|dx| &mut T::chunks_mut(&mut dx[front..]).0[..count]);
+        let x = x.map(|x| &T::chunks(x).0[..count]);
+        let dy = dy.map(|dy| &T::chunks(dy).0[..count]);
+        let dx = dx.each_mut().map(|dx| &mut T::chunks_mut(dx).0[..count]);
         for i in 0..count {
             let gain = load::<S, T>(simd, &gains[i]);
             let mut result = [gain; P];
@@ -359,7 +351,7 @@ pub(crate) fn write<S: Simd, T: Number, const P: usize>(
             }
         }
     }
-    if front + count * T::LANES < tail.len() {
+    if !tail.is_empty() {
         let gain = tail.load_all(gain);
         for r in 0..P {
             tail.store_all(rows[r].dx(gain, tail.load_all(x[r]), tail.load_all(dy[r])), dx[r]);

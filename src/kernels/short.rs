@@ -28,6 +28,7 @@ use fearless_simd_macros::simd;
 
 use crate::kernels::backward;
 use crate::kernels::group::Group;
+use crate::kernels::narrow;
 use crate::kernels::normalize::{self, Layer, SavedRows};
 use crate::kernels::passes::{self, Columns, KeptRows, Second};
 use crate::number::Number;
@@ -43,7 +44,7 @@ const fn few(rows: usize) -> usize {
     rows / 4
 }
 
-/// [`normalize::forward`], and rows shorter than a vector here; `R` is the number of lanes.
+/// [`narrow::forward`], and rows shorter than a vector here; `R` is the number of lanes.
 #[simd]
 pub(crate) fn forward<S: Simd, T: Number, const R: usize>(
     simd: S,
@@ -56,7 +57,7 @@ pub(crate) fn forward<S: Simd, T: Number, const R: usize>(
     let features = layer.features;
     let rows = x.len() / features;
     if features >= R || rows < few(R) {
-        return normalize::forward(simd, layer, streams, x, y, saved);
+        return narrow::forward::<S, T, R>(simd, layer, streams, x, y, saved);
     }
     let (mut x_copy, mut y_copy) = ([[T::zero(); R]; R], [[T::zero(); R]; R]);
     let (x_copy, y_copy) = (x_copy.as_flattened_mut(), y_copy.as_flattened_mut());
@@ -271,11 +272,12 @@ mod tests {
     /// y, mean, low, rstd, exponent, dx, dgain and dbias.
     type Outcome<T> = [(&'static str, Vec<T>); 8];
 
-    /// Rows of `features` by the kernels here or by those for tails.
+    /// By way of the kernels here or by those for rows of any length.
     #[simd]
     fn run<S: Simd, T: Number, const R: usize>(
         simd: S,
         here: bool,
+        streams: bool,
         layer: Layer<'_, T>,
         x: &[T],
         dy: &[T],
@@ -287,9 +289,9 @@ mod tests {
         let mut exponent = vec![7; rows];
         let saved = SavedRows { mean: &mut mean, low: &mut low, rstd: &mut rstd, exponent: &mut exponent };
         if here {
-            forward::<S, T, R>(simd, layer, false, x, &mut y, Some(saved));
+            forward::<S, T, R>(simd, layer, streams, x, &mut y, Some(saved));
         } else {
-            normalize::forward(simd, layer, false, x, &mut y, Some(saved));
+            normalize::forward(simd, layer, streams, x, &mut y, Some(saved));
         }
         let kept = KeptRows { mean: &mean, low: &low, rstd: &rstd, exponent: &exponent };
         let (mut dgain, mut dbias) = (vec![-T::zero(); layer.features], vec![garbage; layer.features]);
@@ -319,7 +321,10 @@ mod tests {
 
     fn check<T: Number, const R: usize>(level: Level, kinds: &[fn(T, usize) -> T]) {
         let number = |i: usize, prime: usize| T::from_f64((i * prime % 1009) as f64 / 300.0 - 1.5);
-        for (features, rows) in (1..=R + 1).flat_map(|features| (1..=3 * R + 1).map(move |rows| (features, rows))) {
+        let short = (1..=R).flat_map(|features| (1..=3 * R + 1).map(move |rows| (features, rows)));
+        // Of every number of vectors; all `R` rows of a group, and some that are left.
+        let narrow = (2..=26).flat_map(|half| [half * R / 2, half * R / 2 + 1].map(|features| (features, 2 * R + 3)));
+        for (features, rows) in short.chain(narrow) {
             let x: Vec<_> = (0..rows * features)
                 .map(|i| kinds[(rows + i / features) % kinds.len()](number(i, 37), i % features))
                 .collect();
@@ -335,15 +340,17 @@ mod tests {
                 bias: (rows % 4 > 0).then_some(&bias),
                 spread: Spread::about_mean(T::from_f64(eps)),
             };
-            let got = dispatch!(level, simd => run::<_, _, R>(simd, true, layer, &x, &dy));
-            let expected = dispatch!(level, simd => run::<_, _, R>(simd, false, layer, &x, &dy));
-            for ((what, got), (_, expected)) in got.iter().zip(&expected) {
-                for (i, (&got, &expected)) in got.iter().zip(expected).enumerate() {
-                    assert!(
-                        same(got, expected),
-                        "{what}[{i}] of {rows} x {features}, ε = {eps:e}, {}: got {got:e}, expected {expected:e}",
-                        name(level),
-                    );
+            for streams in [false, true] {
+                let got = dispatch!(level, simd => run::<_, _, R>(simd, true, streams, layer, &x, &dy));
+                let expected = dispatch!(level, simd => run::<_, _, R>(simd, false, streams, layer, &x, &dy));
+                for ((what, got), (_, expected)) in got.iter().zip(&expected) {
+                    for (i, (&got, &expected)) in got.iter().zip(expected).enumerate() {
+                        assert!(
+                            same(got, expected),
+                            "{what}[{i}] of {rows} x {features}, ε = {eps:e}, {}: got {got:e}, expected {expected:e}",
+                            name(level),
+                        );
+                    }
                 }
             }
         }
@@ -380,12 +387,12 @@ mod tests {
     }
 
     #[test]
-    fn f32_bits_are_those_of_a_tail() {
+    fn f32_bits_are_those_of_rows_of_any_length() {
         check_all::<f32, { f32::LANES }>();
     }
 
     #[test]
-    fn f64_bits_are_those_of_a_tail() {
+    fn f64_bits_are_those_of_rows_of_any_length() {
         check_all::<f64, { f64::LANES }>();
     }
 }
