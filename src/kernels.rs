@@ -7,7 +7,7 @@
 //! | [`normalize`] | y from x and the moments |
 //! | [`passes`] | the two passes of backward over a block |
 //! | [`backward`] | dx, and what each row adds to dgain and dbias |
-//! | [`narrow`] | the same as `normalize`, for rows of a few vectors |
+//! | [`narrow`] | the same as `normalize` and `backward`, for rows of a few vectors |
 //! | [`short`] | the same as `normalize` and `backward`, for rows shorter than a vector |
 //! | [`blocks`] | sums and maps over the blocks of rows |
 //! | [`columns`] | dgain and dbias of many rows |
@@ -98,7 +98,7 @@ macro_rules! kernels {
 }
 
 kernels! {
-    /// [`short::forward`], [`narrow::forward`] and [`normalize::forward`]
+    /// [`short::forward`], [`narrow::forward`](narrow::forward::forward) and [`normalize::forward`]
     fn forward(
         level: Level,
         layer: Layer<'_, Self>,
@@ -125,7 +125,7 @@ kernels! {
         dispatch!(level, simd => rescale::rescued(simd, row, spread))
     }
 
-    /// [`short::backward`] and [`backward::backward`]
+    /// [`short::backward`], [`narrow::backward`](narrow::backward::backward) and [`backward::backward`]
     fn backward(
         level: Level,
         layer: Layer<'_, Self>,

@@ -4,15 +4,16 @@
 use std::path::{Path, PathBuf};
 
 /// From the ground up.
-const FLOORS: [&[&str]; 27] = [
+const FLOORS: [&[&str]; 28] = [
     &["error", "number"],
     &["simd", "parallel", "tiles", "matmul"],
-    &["kernels/moments", "kernels/columns", "kernels/activations"],
+    &["kernels/moments", "kernels/narrow", "kernels/columns", "kernels/activations"],
     &["kernels/rescale", "kernels/blocks", "kernels/group"],
     &["kernels/normalize"],
-    &["kernels/passes", "kernels/narrow", "kernels/batch"],
+    &["kernels/passes", "kernels/narrow/forward", "kernels/batch"],
     &["kernels/column", "kernels/batch/write"],
     &["kernels/backward", "kernels/second_order", "kernels/weights"],
+    &["kernels/narrow/backward"],
     &["kernels/short", "kernels/gates", "kernels/elementwise"],
     &["kernels/rnn", "kernels/lstm", "kernels/gru", "kernels/residual"],
     &["kernels"],

@@ -127,7 +127,7 @@ pub(crate) struct Group<T, const R: usize> {
 
 impl<T: Number, const R: usize> Group<T, R> {
     #[inline(always)]
-    fn new(kept: &KeptRows<'_, T>, first: usize) -> Self {
+    pub(crate) fn new(kept: &KeptRows<'_, T>, first: usize) -> Self {
         let zeros = [T::zero(); R];
         let mut group = Self { mean: zeros, low: zeros, rstd: zeros, k: zeros, m: zeros };
         group.mean.copy_from_slice(&kept.mean[first..][..R]);
@@ -137,7 +137,7 @@ impl<T: Number, const R: usize> Group<T, R> {
     }
 
     #[inline(always)]
-    fn row(&self, i: usize) -> Row<T> {
+    pub(crate) fn row(&self, i: usize) -> Row<T> {
         Row::new(self.mean[i], self.low[i], self.rstd[i])
     }
 
@@ -243,7 +243,7 @@ impl<T: Number, const R: usize> Group<T, R> {
     }
 
     #[inline(always)]
-    fn second<S: Simd>(&self, simd: S, i: usize) -> Second<Vector<S, T>> {
+    pub(crate) fn second<S: Simd>(&self, simd: S, i: usize) -> Second<Vector<S, T>> {
         Second::new(simd, &self.row(i), &Coefficients { k: self.k[i], m: self.m[i] })
     }
 }

@@ -44,7 +44,7 @@ const fn few(rows: usize) -> usize {
     rows / 4
 }
 
-/// [`narrow::forward`], and rows shorter than a vector here; `R` is the number of lanes.
+/// [`narrow::forward`](narrow::forward::forward), and rows shorter than a vector here; `R` is the number of lanes.
 #[simd]
 pub(crate) fn forward<S: Simd, T: Number, const R: usize>(
     simd: S,
@@ -57,7 +57,7 @@ pub(crate) fn forward<S: Simd, T: Number, const R: usize>(
     let features = layer.features;
     let rows = x.len() / features;
     if features >= R || rows < few(R) {
-        return narrow::forward::<S, T, R>(simd, layer, streams, x, y, saved);
+        return narrow::forward::forward::<S, T, R>(simd, layer, streams, x, y, saved);
     }
     let (mut x_copy, mut y_copy) = ([[T::zero(); R]; R], [[T::zero(); R]; R]);
     let (x_copy, y_copy) = (x_copy.as_flattened_mut(), y_copy.as_flattened_mut());
@@ -119,7 +119,7 @@ fn normalize_group<S: Simd, T: Number, const R: usize>(
     group
 }
 
-/// [`backward::backward`], and rows shorter than a vector here; `R` is the number of lanes.
+/// [`narrow::backward`](narrow::backward::backward), and rows shorter than a vector here; `R` is the number of lanes.
 #[simd]
 #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
 pub(crate) fn backward<S: Simd, T: Number, const R: usize>(
@@ -135,7 +135,7 @@ pub(crate) fn backward<S: Simd, T: Number, const R: usize>(
     let features = layer.features;
     let rows = kept.mean.len();
     if features >= R || rows < few(R) || !kept.are_plain() {
-        return backward::backward(simd, layer, streams, kept, x, dy, dx, columns);
+        return narrow::backward::backward::<S, T, R>(simd, layer, streams, kept, x, dy, dx, columns);
     }
     let (mut x_copy, mut dy_copy, mut dx_copy) = ([[T::zero(); R]; R], [[T::zero(); R]; R], [[T::zero(); R]; R]);
     let (x_copy, dy_copy) = (x_copy.as_flattened_mut(), dy_copy.as_flattened_mut());
@@ -329,9 +329,16 @@ mod tests {
                 .map(|i| kinds[(rows + i / features) % kinds.len()](number(i, 37), i % features))
                 .collect();
             let dy: Vec<_> = (0..rows * features)
-                .map(|i| if (i + rows).is_multiple_of(5) { -T::zero() } else { number(i, 31) })
+                .map(|i| match i + rows {
+                    // Also where two vectors have an element in common.
+                    place if place % 1009 == 0 => T::infinity(),
+                    place if place % 5 == 0 => -T::zero(),
+                    _ => number(i, 31),
+                })
                 .collect();
-            let gain: Vec<_> = (0..features).map(|i| number(i + rows, 41)).collect();
+            let gain: Vec<_> = (0..features)
+                .map(|i| if (i + 17 * features) % 1009 == 0 { T::infinity() } else { number(i + rows, 41) })
+                .collect();
             let bias: Vec<_> = (0..features).map(|i| if i % 2 == 0 { -T::zero() } else { number(i, 43) }).collect();
             let eps = if rows % 2 == 0 { 0.0 } else { 1e-5 };
             let layer = Layer {

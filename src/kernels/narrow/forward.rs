@@ -1,0 +1,164 @@
+//! y of rows of a few vectors.
+
+use fearless_simd::{Simd, SimdBase};
+use fearless_simd_macros::simd;
+
+use crate::kernels::group::Group;
+use crate::kernels::moments::{Spread, near_means};
+use crate::kernels::narrow::{at, vectors};
+use crate::kernels::normalize::{self, Lanes, Layer, SavedRows};
+use crate::number::Number;
+use crate::simd::{TURNS, Tail, Vector, splat};
+
+/// [`normalize::forward`], and rows of 1 to 12 vectors here; `R` is the number of lanes.
+#[simd]
+pub(crate) fn forward<S: Simd, T: Number, const R: usize>(
+    simd: S,
+    layer: Layer<'_, T>,
+    streams: bool,
+    x: &[T],
+    y: &mut [T],
+    mut saved: Option<SavedRows<'_, T>>,
+) {
+    let vectors = layer.features.div_ceil(T::LANES);
+    let most = const { if S::f32s::LEN < 16 { 10 } else { 12 } };
+    // Narrow registers do not hold a row.
+    if const { S::f32s::LEN < 8 } || layer.features < T::LANES || vectors > most {
+        return normalize::forward(simd, layer, streams, x, y, saved);
+    }
+    let groups = match vectors {
+        3 if streams => groups::<S, T, 8, 3>,
+        1 => groups::<S, T, R, 1>,
+        2 => groups::<S, T, R, 2>,
+        3 => groups::<S, T, R, 3>,
+        4 => groups::<S, T, R, 4>,
+        5 if streams => groups::<S, T, 4, 5>,
+        6 if streams => groups::<S, T, 4, 6>,
+        7 if streams => groups::<S, T, 2, 7>,
+        8 if streams => groups::<S, T, 2, 8>,
+        9 if streams => groups::<S, T, 2, 9>,
+        10 if streams => groups::<S, T, 2, 10>,
+        11 if streams => groups::<S, T, 2, 11>,
+        12 if streams => groups::<S, T, 2, 12>,
+        5 => groups::<S, T, R, 5>,
+        6 => groups::<S, T, R, 6>,
+        7 => groups::<S, T, R, 7>,
+        8 => groups::<S, T, R, 8>,
+        9 => groups::<S, T, R, 9>,
+        10 => groups::<S, T, R, 10>,
+        11 => groups::<S, T, R, 11>,
+        _ => groups::<S, T, R, 12>,
+    };
+    let done = groups(simd, layer, x, y, &mut saved, !streams);
+    let rest = done * layer.features..;
+    let saved = saved.map(|saved| saved.split(done).1);
+    normalize::forward(simd, layer, streams, &x[rest.clone()], &mut y[rest], saved);
+}
+
+/// y of groups of `R` rows of `N` vectors, at most a chain of them, the last of which need not be full. Returns the row
+/// after the last group.
+///
+/// `ahead`: the sample of the rows that follow is taken first, and does not wait for anything of these.
+#[simd]
+#[inline(never)]
+fn groups<S: Simd, T: Number, const R: usize, const N: usize>(
+    simd: S,
+    layer: Layer<'_, T>,
+    x: &[T],
+    y: &mut [T],
+    saved: &mut Option<SavedRows<'_, T>>,
+    ahead: bool,
+) -> usize {
+    let Layer { features, spread, .. } = layer;
+    let tail = Tail::new(simd, features);
+    let gain = vectors::<S, T, N>(simd, features, layer.gain(0, features), 0);
+    let bias = vectors::<S, T, N>(simd, features, layer.bias(0, features), 0);
+    let mut to_sample = x.chunks_exact(R * features);
+    let mut next = splat(simd, T::zero());
+    if ahead && let Some(x) = to_sample.next() {
+        next = near_means_of::<S, T, R, N>(simd, &tail, x, spread);
+    }
+    let mut first = 0;
+    for (x, y) in x.chunks_exact(R * features).zip(y.chunks_exact_mut(R * features)) {
+        let mut near = next;
+        if let Some(x) = to_sample.next() {
+            next = near_means_of::<S, T, R, N>(simd, &tail, x, spread);
+        }
+        if !ahead {
+            near = next;
+        }
+        let sums = partial_sums::<S, T, R, N>(simd, &tail, x, near);
+        let group = Group::<T, R>::of_partial_sums(simd, &tail, x, near, sums, spread);
+        for r in 0..R {
+            let row = Lanes::new(simd, group.mean[r], group.low[r], group.rstd[r]);
+            let x = vectors::<S, T, N>(simd, features, x, r);
+            for v in 0..N {
+                row.affine(x[v], gain[v], bias[v]).store_slice(&mut y[at::<T, N>(features, r, v)]);
+            }
+        }
+        group.end(simd, layer, R, x, y, saved, first);
+        first += R;
+    }
+    first
+}
+
+/// h of each of `R` rows: [`sample`](crate::kernels::moments::sample) of each.
+#[inline(always)]
+fn near_means_of<S: Simd, T: Number, const R: usize, const N: usize>(
+    simd: S,
+    tail: &Tail<S, T>,
+    rows: &[T],
+    spread: Spread,
+) -> Vector<S, T> {
+    let zero = splat(simd, T::zero());
+    if !spread.centred {
+        return zero;
+    }
+    let features = tail.len();
+    let mut samples = [zero; R];
+    for (r, sample) in samples.iter_mut().enumerate() {
+        let x = vectors::<S, T, N>(simd, features, rows, r);
+        let last = tail.keep(x[N - 1], zero);
+        *sample = match N {
+            1 => last,
+            2 => x[0] + last,
+            3 => x[0] + x[1] + last,
+            5.. => (x[0] + x[1]) + (x[2] + x[3]),
+            _ if tail.is_empty() => (x[0] + x[1]) + (x[2] + last),
+            _ => x[0] + x[1] + x[2] + last,
+        };
+    }
+    near_means::<S, T>(simd, features, &mut samples)
+}
+
+/// The partial sums of s and of q of each of `R` rows: [`partial_sums`](crate::kernels::moments::partial_sums) of each.
+#[inline(always)]
+fn partial_sums<S: Simd, T: Number, const R: usize, const N: usize>(
+    simd: S,
+    tail: &Tail<S, T>,
+    rows: &[T],
+    near: Vector<S, T>,
+) -> [[Vector<S, T>; R]; 2] {
+    let features = tail.len();
+    let zeros = [splat(simd, T::zero()); R];
+    let (mut sums, mut squares) = (zeros, zeros);
+    for r in 0..R {
+        let near = splat(simd, near.as_slice()[r]);
+        let mut d = vectors::<S, T, N>(simd, features, rows, r);
+        d[N - 1] = tail.keep(d[N - 1], near);
+        let mut turns = [(zeros[0], zeros[0]); TURNS];
+        for v in 0..N {
+            let d = d[v] - near;
+            let (sum, squares) = &mut turns[v % TURNS];
+            if v < TURNS {
+                (*sum, *squares) = (d, d * d);
+            } else {
+                *sum += d;
+                *squares += d * d;
+            }
+        }
+        let [(sum, square), others] = turns;
+        (sums[r], squares[r]) = if N == 1 { (sum, square) } else { (sum + others.0, square + others.1) };
+    }
+    [sums, squares]
+}
