@@ -35,7 +35,7 @@ use crate::number::{Number, times_power_of_two};
 use crate::simd::{Tail, Vector, splat, tree};
 
 /// Vectors of the longest rows that are best read and written one by one where memory sets the pace.
-const ALONE: usize = 64;
+const ALONE: usize = 72;
 
 /// dx of rows of any number of features, side by side in `x`, `dy` and `dx`; adds their columns to `columns`.
 ///

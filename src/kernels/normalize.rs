@@ -97,6 +97,9 @@ impl<'a, T: Number> SavedRows<'a, T> {
 /// Vectors of a tile of columns: gain and bias of a tile stay in L1 from pair of rows to pair of rows.
 const TILE: usize = 64;
 
+/// The most vectors of the last tile: a few elements are not worth one of their own.
+const LAST_TILE: usize = 72;
+
 /// Normalizes rows of any number of features, side by side in `x` and `y`.
 ///
 /// `streams`: the arrays of the whole call do not fit into the caches.
@@ -177,13 +180,16 @@ fn groups<S: Simd, T: Number, const R: usize, const P: usize>(
         } else {
             Group::of_long_rows(simd, features, x, spread)
         };
-        if features <= TILE * T::LANES {
+        if features <= LAST_TILE * T::LANES {
             write_group::<S, T, R, P>(simd, &tail, affine, &group, features, 0, x, y);
         } else {
-            for start in (0..features).step_by(TILE * T::LANES) {
-                let len = (features - start).min(TILE * T::LANES);
+            let mut start = 0;
+            while start < features {
+                let rest = features - start;
+                let len = if rest <= LAST_TILE * T::LANES { rest } else { TILE * T::LANES };
                 let affine = (layer.gain(start, len), layer.bias(start, len));
                 write_group::<S, T, R, P>(simd, &Tail::new(simd, len), affine, &group, features, start, x, y);
+                start += len;
             }
         }
         group.end(simd, layer, R, x, y, saved, first);

@@ -27,7 +27,6 @@ pub(crate) fn forward<S: Simd, T: Number, const R: usize>(
         return normalize::forward(simd, layer, streams, x, y, saved);
     }
     let groups = match vectors {
-        3 if streams => groups::<S, T, 8, 3>,
         1 => groups::<S, T, R, 1>,
         2 => groups::<S, T, R, 2>,
         3 => groups::<S, T, R, 3>,
