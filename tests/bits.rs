@@ -4,7 +4,7 @@
 use std::sync::OnceLock;
 
 use layernorm::ndarray::{Array1, Array2, ArrayBase, ArrayView2, ArrayViewMut2, Axis, Ix2, RawData, Slice};
-use layernorm::{Element, LayerNorm, Parameters, Saved, instruction_set, instruction_sets};
+use layernorm::{Element, LayerNorm, Parameters, Saved, instruction_sets};
 
 /// Element, rows, features, and FNV-1a of y, dx and dgain.
 ///
@@ -446,7 +446,7 @@ fn calls_side_by_side_on_one_pool_have_the_same_bits() {
             (0..24).into_par_iter().for_each(|call| {
                 let (input, expected) = (&inputs[call % 6], &expected[call % 6]);
                 let [x, dy, out] = LAYOUTS[call % LAYOUTS.len()];
-                let variant = Variant { set: instruction_set(), threads, x, dy, out };
+                let variant = Variant { set: layernorm::instruction_set(), threads, x, dy, out };
                 compare(input, variant, ", one call of many", &run(input, variant), expected);
             });
         });
