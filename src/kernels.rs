@@ -5,6 +5,7 @@
 //! | [`moments`] | μ and 1/√(σ²+ε) of a row |
 //! | [`rescale`] | the same for rows whose squares overflow or underflow |
 //! | [`normalize`] | y from x and the moments |
+//! | [`ahead`] | the same for rows from memory on AVX2, while the next row is summed |
 //! | [`passes`] | the two passes of backward over a block |
 //! | [`backward`] | dx, and what each row adds to dgain and dbias |
 //! | [`narrow`] | the same as `normalize` and `backward`, for rows of a few vectors |
@@ -31,6 +32,7 @@ use crate::number::Number;
 
 #[cfg(feature = "rnn")]
 pub(crate) mod activations;
+pub(crate) mod ahead;
 pub(crate) mod backward;
 pub(crate) mod batch;
 pub(crate) mod blocks;
@@ -59,7 +61,7 @@ pub(crate) mod weights;
 use batch::write::Back;
 use batch::{Block, Count, KeptColumns, SavedColumns, Sums};
 use moments::{Moments, Spread};
-use normalize::{Layer, SavedRows};
+use normalize::{Layer, Place, SavedRows};
 use passes::{Coefficients, Columns, KeptRows, Row};
 use rescale::Rescaled;
 use second_order::Direction;
@@ -102,12 +104,12 @@ kernels! {
     fn forward(
         level: Level,
         layer: Layer<'_, Self>,
-        streams: bool,
+        place: Place,
         x: &[Self],
         y: &mut [Self],
         saved: Option<SavedRows<'_, Self>>,
     ) {
-        dispatch!(level, simd => short::forward::<_, _, { Self::LANES }>(simd, layer, streams, x, y, saved));
+        dispatch!(level, simd => short::forward::<_, _, { Self::LANES }>(simd, layer, place, x, y, saved));
     }
 
     /// [`normalize::normalize_any`]

@@ -9,7 +9,7 @@ use ndarray::{ArrayView, ArrayViewMut, Dimension};
 use crate::arrays::{Input, Output, RowShape};
 use crate::element::Element;
 use crate::kernels::columns::{CHAIN, Gradient, rows_per_block};
-use crate::kernels::normalize::{Layer, SavedRows};
+use crate::kernels::normalize::{Layer, Place, SavedRows};
 use crate::kernels::passes::KeptRows;
 use crate::kernels::second_order::Direction;
 use crate::long;
@@ -31,10 +31,20 @@ impl<T: Element> Call<'_, T> {
     }
 }
 
-/// Whether so many arrays do not fit into the caches, and come from memory.
+/// Where so many arrays are, at best.
+fn place<T>(arrays: usize, elements: usize) -> Place {
+    const CORE: usize = 1024 * 1024;
+    const SHARED: usize = 12 * 1024 * 1024;
+    match arrays * elements * size_of::<T>() {
+        bytes if bytes <= CORE => Place::Core,
+        bytes if bytes <= SHARED => Place::Shared,
+        _ => Place::Memory,
+    }
+}
+
+/// Whether so many arrays come from memory.
 fn streams<T>(arrays: usize, elements: usize) -> bool {
-    const CACHES: usize = 12 * 1024 * 1024;
-    arrays * elements * size_of::<T>() > CACHES
+    place::<T>(arrays, elements) == Place::Memory
 }
 
 /// y of all rows, and what backward needs of each.
@@ -45,7 +55,7 @@ pub(crate) fn forward<T: Element, D: Dimension>(
     saved: Option<SavedRows<'_, T>>,
 ) {
     let &Call { level, layer, trailing } = call;
-    let (rows, streams) = (x.len() / layer.features, streams::<T>(2, x.len()));
+    let (rows, place) = (x.len() / layer.features, place::<T>(2, x.len()));
     let (x, mut y) = (Input::new(x, trailing), Output::new(y, trailing));
     if let (Input::Adjacent(x), Output::Adjacent(y), true) =
         (&x, &mut y, long::shares_columns::<T>(rows, 1, layer.features))
@@ -53,7 +63,7 @@ pub(crate) fn forward<T: Element, D: Dimension>(
         return long::forward(level, layer, x, y, saved);
     }
     let kernel = |Step { inputs: [x], outputs: [y], per_row: saved, .. }: Step<'_, T, _, 1, 1, 0>| {
-        T::forward(level, layer, streams, x, y, saved);
+        T::forward(level, layer, place, x, y, saved);
     };
     Sweep::new(call.shape(), rows, [&x], [y.part()], saved, &kernel).run();
 }
@@ -69,7 +79,7 @@ pub(crate) fn forward_inplace<T: Element, D: Dimension>(
     let mut y = Output::new(x, trailing);
     let kernel = |Step { outputs: [y], scratch: [x], per_row: saved, .. }: Step<'_, T, _, 0, 1, 1>| {
         x.copy_from_slice(y);
-        T::forward(level, layer, false, x, y, saved);
+        T::forward(level, layer, Place::Core, x, y, saved);
     };
     Sweep::new(call.shape(), rows, [], [y.part()], saved, &kernel).in_place().run();
 }
@@ -326,7 +336,7 @@ pub(crate) fn forward_weights<T: Element, D: Dimension>(
         }
         let kernel = |step: Step<'_, T, _, 1, 1, 0>| {
             let Step { rows, inputs: [v], outputs: [w], per_row: saved, .. } = step;
-            T::forward(level, layer, false, v, w, saved);
+            T::forward(level, layer, Place::Core, v, w, saved);
             T::scale_rows(level, &factors[rows], w);
         };
         Sweep::new(call.shape(), gain.len(), [&v], [w.part()], saved, &kernel).tiled().run();

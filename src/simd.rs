@@ -91,6 +91,12 @@ pub(crate) fn name(level: Level) -> &'static str {
     }
 }
 
+/// Whether these are AVX2's registers. What is best done there with rows from memory was found on a Skylake, what is best on
+/// AVX-512 on a Zen 4.
+pub(crate) const fn is_avx2<S: Simd>() -> bool {
+    S::f32s::LEN == 8
+}
+
 /// All lanes `x`.
 #[inline(always)]
 pub(crate) fn splat<S: Simd, T: Number>(simd: S, x: T) -> Vector<S, T> {

@@ -33,7 +33,7 @@ impl<T: Number, const R: usize> Group<T, R> {
         let zeros = [splat(simd, T::zero()); R];
         let (mut sums, mut squares) = (zeros, zeros);
         for (i, row) in rows.chunks_exact(features).enumerate() {
-            (sums[i], squares[i]) = partial_sums(simd, tail, row, near.as_slice()[i]);
+            [sums[i], squares[i]] = partial_sums(simd, tail, row, near.as_slice()[i]);
         }
         Self::of_partial_sums(simd, tail, rows, near, [sums, squares], spread)
     }

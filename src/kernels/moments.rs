@@ -209,21 +209,27 @@ pub(crate) fn near_means<S: Simd, T: Number>(simd: S, len: usize, samples: &mut 
 pub(crate) const CARRY: usize = 8;
 
 /// The partial sums of s and q.
-struct Partial<V> {
+pub(crate) struct Partial<V> {
     near: V,
     sum: Turns<V>,
     squares: Turns<V>,
 }
 
 impl<V: Copy> Partial<V> {
+    /// Of nothing yet.
+    #[inline(always)]
+    pub(crate) fn new<S: Simd, T: Number<Vector<S> = V>>(simd: S, near: V) -> Self {
+        let zeros = [splat(simd, T::zero()); TURNS];
+        Self { near, sum: zeros, squares: zeros }
+    }
+
     /// Of a chain of pairs.
     #[inline(always)]
     fn of_chain<S: Simd, T: Number<Vector<S> = V>>(simd: S, near: V, chain: &[[T::Chunk; TURNS]]) -> Self
     where
         V: SimdBase<S>,
     {
-        let zeros = [splat(simd, T::zero()); TURNS];
-        let mut partial = Self { near, sum: zeros, squares: zeros };
+        let mut partial = Self::new::<S, T>(simd, near);
         let Some(([first, second], chain)) = chain.split_first() else { return partial };
         for (turn, x) in [first, second].into_iter().enumerate() {
             let d = load::<S, T>(simd, x) - near;
@@ -238,7 +244,7 @@ impl<V: Copy> Partial<V> {
 
     /// With a vector of the block.
     #[inline(always)]
-    fn add<S: Simd>(&mut self, turn: usize, x: V)
+    pub(crate) fn add<S: Simd>(&mut self, turn: usize, x: V)
     where
         V: SimdBase<S>,
     {
@@ -249,7 +255,7 @@ impl<V: Copy> Partial<V> {
 
     /// With those of the chain that follows.
     #[inline(always)]
-    fn join<S: Simd>(&mut self, next: &Self)
+    pub(crate) fn join<S: Simd>(&mut self, next: &Self)
     where
         V: SimdBase<S>,
     {
@@ -258,16 +264,26 @@ impl<V: Copy> Partial<V> {
             self.squares[turn] += next.squares[turn];
         }
     }
+
+    /// With the tail of the block: those of s and of q, a vector each.
+    #[inline(always)]
+    pub(crate) fn end<S: Simd, T: Number<Vector<S> = V>>(mut self, tail: &Tail<S, T>, block: &[T]) -> [V; 2]
+    where
+        V: SimdBase<S>,
+    {
+        if !tail.is_empty() {
+            // Filled up with h, which adds nothing.
+            let x = tail.load(block, self.near);
+            // Not `add(tail.turn, x)`: sums that are found by a number are in memory, not in registers.
+            if tail.turn == 0 { self.add(0, x) } else { self.add(1, x) }
+        }
+        [self.sum[0] + self.sum[1], self.squares[0] + self.squares[1]]
+    }
 }
 
 /// The partial sums of s and of q of a block about `near`.
 #[inline(always)]
-pub(crate) fn partial_sums<S: Simd, T: Number>(
-    simd: S,
-    tail: &Tail<S, T>,
-    block: &[T],
-    near: T,
-) -> (Vector<S, T>, Vector<S, T>) {
+pub(crate) fn partial_sums<S: Simd, T: Number>(simd: S, tail: &Tail<S, T>, block: &[T], near: T) -> [Vector<S, T>; 2] {
     let near = splat(simd, near);
     let Vectors { pairs, odd } = vectors(block);
     let (first, chains) = pairs.split_at(CARRY.min(pairs.len()));
@@ -278,32 +294,49 @@ pub(crate) fn partial_sums<S: Simd, T: Number>(
     if let Some(x) = odd {
         partial.add(0, load::<S, T>(simd, x));
     }
-    if !tail.is_empty() {
-        // Filled up with h, which adds nothing.
-        let x = tail.load(block, near);
-        // Not `add(tail.turn, x)`: sums that are found by a number are in memory, not in registers.
-        if tail.turn == 0 { partial.add(0, x) } else { partial.add(1, x) }
-    }
-    (partial.sum[0] + partial.sum[1], partial.squares[0] + partial.squares[1])
+    partial.end(tail, block)
 }
 
 /// The moments of a block about `near`.
 #[inline(always)]
 fn moments_about<S: Simd, T: Number>(simd: S, tail: &Tail<S, T>, block: &[T], near: T) -> Moments<T> {
-    let (sum, squares) = partial_sums(simd, tail, block, near);
-    Moments::of_block(block.len() as f64, near, tree(&mut [sum])[0], tree(&mut [squares])[0])
+    let sums = tree(&mut partial_sums(simd, tail, block, near));
+    Moments::of_block(block.len() as f64, near, sums[0], sums[1])
+}
+
+/// h of a block.
+#[inline(always)]
+pub(crate) fn near_of<S: Simd, T: Number>(simd: S, tail: &Tail<S, T>, block: &[T], spread: Spread) -> T {
+    if !spread.centred {
+        return T::zero();
+    }
+    near_means::<S, T>(simd, block.len(), &mut [sample(simd, tail, block)])[0]
+}
+
+/// The moments of a block from its partial sums about `near`, whatever its sample is worth.
+#[inline(always)]
+pub(crate) fn moments_of<S: Simd, T: Number>(
+    simd: S,
+    tail: &Tail<S, T>,
+    block: &[T],
+    near: T,
+    mut sums: [Vector<S, T>; 2],
+    spread: Spread,
+) -> Moments<T> {
+    let (sums, count) = (tree(&mut sums), block.len() as f64);
+    if spread.centred {
+        Moments::of_block(count, near, sums[0], sums[1]).or_once_more(simd, tail, block)
+    } else {
+        Moments::of_block(count, near, T::zero(), sums[1])
+    }
 }
 
 /// The moments of a block, whatever its sample is worth.
 #[simd]
 pub(crate) fn block_moments<S: Simd, T: Number>(simd: S, spread: Spread, block: &[T]) -> Moments<T> {
     let tail = Tail::new(simd, block.len());
-    if !spread.centred {
-        let (_, squares) = partial_sums(simd, &tail, block, T::zero());
-        return Moments::of_block(block.len() as f64, T::zero(), T::zero(), tree(&mut [squares])[0]);
-    }
-    let near = near_means::<S, T>(simd, block.len(), &mut [sample(simd, &tail, block)])[0];
-    moments_about(simd, &tail, block, near).or_once_more(simd, &tail, block)
+    let near = near_of(simd, &tail, block, spread);
+    moments_of(simd, &tail, block, near, partial_sums(simd, &tail, block, near), spread)
 }
 
 /// The moments of a row of any length.

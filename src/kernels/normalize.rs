@@ -11,9 +11,9 @@
 //! Never `x·rstd + (−mean·rstd)`: at a large mean that is the difference of two large numbers. Rows taken together
 //! share the latencies of their reductions, divisions and square roots, and the loads of gain and bias. Rows that come
 //! from memory are written one by one, because memory likes one line after the other, and only so many are taken
-//! together that their y, waiting for its lines, does not fill what the processor has for stores. From a cache, the next
-//! rows' h is on its way while these wait for theirs. None of it changes the order of additions within a row, so none
-//! changes a bit.
+//! together that their y, waiting for its lines, does not fill what the processor has for stores; on AVX2 the row that
+//! follows is summed meanwhile ([`ahead`](super::ahead)). From a cache, the next rows' h is on its way while these wait for theirs. None
+//! of it changes the order of additions within a row, so none changes a bit.
 
 use std::ops::Range;
 
@@ -47,6 +47,16 @@ impl<'a, T: Number> Layer<'a, T> {
     pub(crate) fn bias(&self, start: usize, len: usize) -> &'a [T] {
         self.bias.map_or(&T::ZEROS[..len], |bias| &bias[start..start + len])
     }
+}
+
+/// Where the arrays of a whole call are, at best.
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
+pub(crate) enum Place {
+    /// In a core's own cache.
+    Core,
+    /// In a cache that cores share.
+    Shared,
+    Memory,
 }
 
 /// What forward keeps of some rows, one number a row in each slice.
@@ -102,7 +112,7 @@ const LAST_TILE: usize = 72;
 
 /// Normalizes rows of any number of features, side by side in `x` and `y`.
 ///
-/// `streams`: the arrays of the whole call do not fit into the caches.
+/// `streams`: the arrays of the whole call come from memory.
 #[simd]
 pub(crate) fn forward<S: Simd, T: Number>(
     simd: S,
@@ -213,13 +223,13 @@ fn write_group<S: Simd, T: Number, const R: usize, const P: usize>(
     let columns = start..start + tail.len();
     if P == 1 {
         for (i, (x, y)) in x.chunks_exact(features).zip(y.chunks_exact_mut(features)).enumerate() {
-            write(simd, tail, affine, &[group.splat(simd, i)], [&x[columns.clone()]], [&mut y[columns.clone()]]);
+            write(simd, tail, affine, &[group.lanes(simd, i)], [&x[columns.clone()]], [&mut y[columns.clone()]]);
         }
         return;
     }
     for (i, (x, y)) in x.chunks_exact(2 * features).zip(y.chunks_exact_mut(2 * features)).enumerate() {
         let (x, y) = (x.split_at(features), y.split_at_mut(features));
-        let rows = [group.splat(simd, 2 * i), group.splat(simd, 2 * i + 1)];
+        let rows = [group.lanes(simd, 2 * i), group.lanes(simd, 2 * i + 1)];
         let x = [&x.0[columns.clone()], &x.1[columns.clone()]];
         let y = [&mut y.0[columns.clone()], &mut y.1[columns.clone()]];
         write(simd, tail, affine, &rows, x, y);
@@ -256,7 +266,7 @@ impl<T: Number, const R: usize> Group<T, R> {
 
     /// The statistics of row `i` in every lane.
     #[inline(always)]
-    fn splat<S: Simd>(&self, simd: S, i: usize) -> Lanes<Vector<S, T>> {
+    pub(crate) fn lanes<S: Simd>(&self, simd: S, i: usize) -> Lanes<Vector<S, T>> {
         Lanes::new(simd, self.mean[i], self.low[i], self.rstd[i])
     }
 }
@@ -265,6 +275,24 @@ impl<T: Number, const R: usize> Group<T, R> {
 fn save<T: Number>(saved: &mut Option<SavedRows<'_, T>>, row: usize, statistics: &Statistics<T>, exponent: i32) {
     if let Some(saved) = saved {
         saved.set(row, statistics, exponent);
+    }
+}
+
+/// Keeps the statistics of a row, and takes them again if they are not safe.
+#[inline(always)]
+pub(crate) fn end_row<S: Simd, T: Number>(
+    simd: S,
+    layer: Layer<'_, T>,
+    statistics: &Statistics<T>,
+    x: &[T],
+    y: &mut [T],
+    saved: &mut Option<SavedRows<'_, T>>,
+    row: usize,
+) {
+    if statistics.safe {
+        save(saved, row, statistics, 0);
+    } else {
+        careful_row(simd, layer, x, y, saved, row);
     }
 }
 
@@ -372,7 +400,7 @@ impl<V> Lanes<V> {
 
 /// y of a block of each of `P` rows.
 #[inline(always)]
-fn write<S: Simd, T: Number, const P: usize>(
+pub(crate) fn write<S: Simd, T: Number, const P: usize>(
     simd: S,
     tail: &Tail<S, T>,
     (gain, bias): (&[T], &[T]),

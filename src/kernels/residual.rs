@@ -13,7 +13,7 @@ use fearless_simd::Simd;
 use fearless_simd_macros::simd;
 
 use crate::kernels::elementwise::{add_residual, add_to, multiply};
-use crate::kernels::normalize::{Layer, SavedRows};
+use crate::kernels::normalize::{Layer, Place, SavedRows};
 use crate::kernels::passes::{Columns, KeptRows};
 use crate::kernels::short;
 use crate::number::Number;
@@ -65,8 +65,8 @@ pub(crate) fn forward<S: Simd, T: Number, const R: usize>(
             #[inline(always)]
             |saved| saved.take_first(rows.len()),
         );
-        // From a cache by now, whatever `streams` says of the call.
-        short::forward::<S, T, R>(simd, layer, false, sum, y, saved);
+        // By now, wherever those of the call are.
+        short::forward::<S, T, R>(simd, layer, Place::Core, sum, y, saved);
     }
 }
 

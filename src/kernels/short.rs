@@ -29,7 +29,7 @@ use fearless_simd_macros::simd;
 use crate::kernels::backward;
 use crate::kernels::group::Group;
 use crate::kernels::narrow;
-use crate::kernels::normalize::{self, Layer, SavedRows};
+use crate::kernels::normalize::{self, Layer, Place, SavedRows};
 use crate::kernels::passes::{self, Columns, KeptRows, Second};
 use crate::number::Number;
 use crate::simd::{Vector, pairs, splat};
@@ -49,7 +49,7 @@ const fn few(rows: usize) -> usize {
 pub(crate) fn forward<S: Simd, T: Number, const R: usize>(
     simd: S,
     layer: Layer<'_, T>,
-    streams: bool,
+    place: Place,
     x: &[T],
     y: &mut [T],
     mut saved: Option<SavedRows<'_, T>>,
@@ -57,7 +57,7 @@ pub(crate) fn forward<S: Simd, T: Number, const R: usize>(
     let features = layer.features;
     let rows = x.len() / features;
     if features >= R || rows < few(R) {
-        return narrow::forward::forward::<S, T, R>(simd, layer, streams, x, y, saved);
+        return narrow::forward::forward::<S, T, R>(simd, layer, place, x, y, saved);
     }
     let (mut x_copy, mut y_copy) = ([[T::zero(); R]; R], [[T::zero(); R]; R]);
     let (x_copy, y_copy) = (x_copy.as_flattened_mut(), y_copy.as_flattened_mut());
@@ -277,7 +277,7 @@ mod tests {
     fn run<S: Simd, T: Number, const R: usize>(
         simd: S,
         here: bool,
-        streams: bool,
+        place: Place,
         layer: Layer<'_, T>,
         x: &[T],
         dy: &[T],
@@ -289,9 +289,9 @@ mod tests {
         let mut exponent = vec![7; rows];
         let saved = SavedRows { mean: &mut mean, low: &mut low, rstd: &mut rstd, exponent: &mut exponent };
         if here {
-            forward::<S, T, R>(simd, layer, streams, x, &mut y, Some(saved));
+            forward::<S, T, R>(simd, layer, place, x, &mut y, Some(saved));
         } else {
-            normalize::forward(simd, layer, streams, x, &mut y, Some(saved));
+            normalize::forward(simd, layer, false, x, &mut y, Some(saved));
         }
         let kept = KeptRows { mean: &mean, low: &low, rstd: &rstd, exponent: &exponent };
         let (mut dgain, mut dbias) = (vec![-T::zero(); layer.features], vec![garbage; layer.features]);
@@ -347,9 +347,9 @@ mod tests {
                 bias: (rows % 4 > 0).then_some(&bias),
                 spread: Spread::about_mean(T::from_f64(eps)),
             };
-            for streams in [false, true] {
-                let got = dispatch!(level, simd => run::<_, _, R>(simd, true, streams, layer, &x, &dy));
-                let expected = dispatch!(level, simd => run::<_, _, R>(simd, false, streams, layer, &x, &dy));
+            for place in [Place::Core, Place::Shared, Place::Memory] {
+                let got = dispatch!(level, simd => run::<_, _, R>(simd, true, place, layer, &x, &dy));
+                let expected = dispatch!(level, simd => run::<_, _, R>(simd, false, place, layer, &x, &dy));
                 for ((what, got), (_, expected)) in got.iter().zip(&expected) {
                     for (i, (&got, &expected)) in got.iter().zip(expected).enumerate() {
                         assert!(

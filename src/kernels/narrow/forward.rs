@@ -3,52 +3,77 @@
 use fearless_simd::{Simd, SimdBase};
 use fearless_simd_macros::simd;
 
+use crate::kernels::ahead;
 use crate::kernels::group::Group;
 use crate::kernels::moments::{Spread, near_means};
 use crate::kernels::narrow::{at, vectors};
-use crate::kernels::normalize::{self, Lanes, Layer, SavedRows};
+use crate::kernels::normalize::{self, Lanes, Layer, Place, SavedRows};
 use crate::number::Number;
-use crate::simd::{TURNS, Tail, Vector, splat};
+use crate::simd::{TURNS, Tail, Vector, is_avx2, splat};
 
-/// [`normalize::forward`], and rows of 1 to 12 vectors here; `R` is the number of lanes.
+/// Bytes of the longest rows that are summed ahead: what is written was read a row ago, and should still be in L2.
+const LONGEST: usize = 224 * 1024;
+
+/// [`normalize::forward`] and [`ahead::forward`], and rows of 1 to 12 vectors here; `R` is the number of lanes.
 #[simd]
 pub(crate) fn forward<S: Simd, T: Number, const R: usize>(
     simd: S,
     layer: Layer<'_, T>,
-    streams: bool,
+    place: Place,
     x: &[T],
     y: &mut [T],
     mut saved: Option<SavedRows<'_, T>>,
 ) {
     let vectors = layer.features.div_ceil(T::LANES);
+    let (avx2, streams) = (const { is_avx2::<S>() }, place == Place::Memory);
     let most = const { if S::f32s::LEN < 16 { 10 } else { 12 } };
+    let wanted = vectors > 16 && place >= Place::Shared || vectors > most && streams;
+    if avx2 && wanted && layer.features * size_of::<T>() <= LONGEST {
+        return ahead::forward(simd, layer, x, y, &mut saved);
+    }
     // Narrow registers do not hold a row.
     if const { S::f32s::LEN < 8 } || layer.features < T::LANES || vectors > most {
         return normalize::forward(simd, layer, streams, x, y, saved);
     }
-    let groups = match vectors {
-        1 => groups::<S, T, R, 1>,
-        2 => groups::<S, T, R, 2>,
-        3 => groups::<S, T, R, 3>,
-        4 => groups::<S, T, R, 4>,
-        5 if streams => groups::<S, T, 4, 5>,
-        6 if streams => groups::<S, T, 4, 6>,
-        7 if streams => groups::<S, T, 2, 7>,
-        8 if streams => groups::<S, T, 2, 8>,
-        9 if streams => groups::<S, T, 2, 9>,
-        10 if streams => groups::<S, T, 2, 10>,
-        11 if streams => groups::<S, T, 2, 11>,
-        12 if streams => groups::<S, T, 2, 12>,
-        5 => groups::<S, T, R, 5>,
-        6 => groups::<S, T, R, 6>,
-        7 => groups::<S, T, R, 7>,
-        8 => groups::<S, T, R, 8>,
-        9 => groups::<S, T, R, 9>,
-        10 => groups::<S, T, R, 10>,
-        11 => groups::<S, T, R, 11>,
-        _ => groups::<S, T, R, 12>,
+    let done = if avx2 && (streams || vectors == 1) {
+        let interleaved = match vectors {
+            1 => interleaved::<S, T, 8, 1>,
+            2 => interleaved::<S, T, 4, 2>,
+            3 => interleaved::<S, T, 4, 3>,
+            4 => interleaved::<S, T, 4, 4>,
+            5 => interleaved::<S, T, 2, 5>,
+            6 => interleaved::<S, T, 2, 6>,
+            7 => interleaved::<S, T, 2, 7>,
+            8 => interleaved::<S, T, 1, 8>,
+            9 => interleaved::<S, T, 1, 9>,
+            _ => interleaved::<S, T, 1, 10>,
+        };
+        interleaved(simd, layer, x, y, &mut saved)
+    } else {
+        let groups = match vectors {
+            1 => groups::<S, T, R, 1>,
+            2 => groups::<S, T, R, 2>,
+            3 => groups::<S, T, R, 3>,
+            4 => groups::<S, T, R, 4>,
+            5 if streams => groups::<S, T, 4, 5>,
+            6 if streams => groups::<S, T, 4, 6>,
+            7 if streams => groups::<S, T, 2, 7>,
+            8 if streams => groups::<S, T, 2, 8>,
+            9 if streams => groups::<S, T, 2, 9>,
+            10 if streams => groups::<S, T, 2, 10>,
+            11 if streams => groups::<S, T, 2, 11>,
+            12 if streams => groups::<S, T, 2, 12>,
+            5 => groups::<S, T, R, 5>,
+            6 => groups::<S, T, R, 6>,
+            7 => groups::<S, T, R, 7>,
+            8 => groups::<S, T, R, 8>,
+            9 => groups::<S, T, R, 9>,
+            10 => groups::<S, T, R, 10>,
+            11 => groups::<S, T, R, 11>,
+            _ => groups::<S, T, R, 12>,
+        };
+        groups(simd, layer, x, y, &mut saved, !streams)
     };
-    let done = groups(simd, layer, x, y, &mut saved, !streams);
     let rest = done * layer.features..;
     let saved = saved.map(|saved| saved.split(done).1);
     normalize::forward(simd, layer, streams, &x[rest.clone()], &mut y[rest], saved);
@@ -89,16 +114,70 @@ fn groups<S: Simd, T: Number, const R: usize, const N: usize>(
         let sums = partial_sums::<S, T, R, N>(simd, &tail, x, near);
         let group = Group::<T, R>::of_partial_sums(simd, &tail, x, near, sums, spread);
         for r in 0..R {
-            let row = Lanes::new(simd, group.mean[r], group.low[r], group.rstd[r]);
-            let x = vectors::<S, T, N>(simd, features, x, r);
-            for v in 0..N {
-                row.affine(x[v], gain[v], bias[v]).store_slice(&mut y[at::<T, N>(features, r, v)]);
-            }
+            write_row(simd, features, group.lanes(simd, r), &gain, &bias, x, y, r);
         }
         group.end(simd, layer, R, x, y, saved, first);
         first += R;
     }
     first
+}
+
+/// [`groups`], where a row of the next group is summed and a row of this one written, in turns: loads and stores come as in
+/// a copy, and no load waits for statistics.
+#[simd]
+#[inline(never)]
+fn interleaved<S: Simd, T: Number, const R: usize, const N: usize>(
+    simd: S,
+    layer: Layer<'_, T>,
+    x: &[T],
+    y: &mut [T],
+    saved: &mut Option<SavedRows<'_, T>>,
+) -> usize {
+    let Layer { features, spread, .. } = layer;
+    let tail = Tail::new(simd, features);
+    let gain = vectors::<S, T, N>(simd, features, layer.gain(0, features), 0);
+    let bias = vectors::<S, T, N>(simd, features, layer.bias(0, features), 0);
+    let mut inputs = x.chunks_exact(R * features);
+    let Some(mut x) = inputs.next() else { return 0 };
+    let mut near = near_means_of::<S, T, R, N>(simd, &tail, x, spread);
+    let mut sums = partial_sums::<S, T, R, N>(simd, &tail, x, near);
+    let mut first = 0;
+    for y in y.chunks_exact_mut(R * features) {
+        // Behind the last group nothing is summed that anybody asks for.
+        let next = inputs.next().unwrap_or(x);
+        let next_near = near_means_of::<S, T, R, N>(simd, &tail, next, spread);
+        let group = Group::<T, R>::of_partial_sums(simd, &tail, x, near, sums, spread);
+        near = next_near;
+        for r in 0..R {
+            let row = &next[r * features..(r + 1) * features];
+            let [[sum], [squares]] = partial_sums::<S, T, 1, N>(simd, &tail, row, splat(simd, near.as_slice()[r]));
+            (sums[0][r], sums[1][r]) = (sum, squares);
+            write_row(simd, features, group.lanes(simd, r), &gain, &bias, x, y, r);
+        }
+        group.end(simd, layer, R, x, y, saved, first);
+        first += R;
+        x = next;
+    }
+    first
+}
+
+/// y of row `r`.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
+fn write_row<S: Simd, T: Number, const N: usize>(
+    simd: S,
+    features: usize,
+    row: Lanes<Vector<S, T>>,
+    gain: &[Vector<S, T>; N],
+    bias: &[Vector<S, T>; N],
+    x: &[T],
+    y: &mut [T],
+    r: usize,
+) {
+    let x = vectors::<S, T, N>(simd, features, x, r);
+    for v in 0..N {
+        row.affine(x[v], gain[v], bias[v]).store_slice(&mut y[at::<T, N>(features, r, v)]);
+    }
 }
 
 /// h of each of `R` rows: [`sample`](crate::kernels::moments::sample) of each.

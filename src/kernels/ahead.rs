@@ -1,0 +1,184 @@
+//! y of rows from memory, and the sums of the row that follows.
+//!
+//! ```text
+//! each block of a row:
+//!     h of this block of the next row
+//!     each vector:   y of this row,   s and q of the next
+//! ```
+//!
+//! Loads and stores come in turns, as in a copy, and no load waits for the statistics of a row. The equations and the order
+//! of additions are those of [`normalize`](super::normalize). On a Skylake, with AVX2, rows of 256 features and more take 0.75
+//! to 0.95 of the time of rows taken one by one; on a Zen 4, with AVX-512, they took longer.
+
+use fearless_simd::{Simd, SimdBase};
+use fearless_simd_macros::simd;
+
+use crate::kernels::moments::{CARRY, Moments, Partial, Spread, moments_of, near_of, row_moments};
+use crate::kernels::normalize::{Lanes, Layer, SavedRows, end_row, write};
+use crate::number::Number;
+use crate::simd::{TURNS, Tail, Vector, Vectors, load, splat, vectors};
+
+/// Normalizes rows of any number of features, side by side in `x` and `y`.
+#[simd]
+#[inline(never)]
+pub(crate) fn forward<S: Simd, T: Number>(
+    simd: S,
+    layer: Layer<'_, T>,
+    x: &[T],
+    y: &mut [T],
+    saved: &mut Option<SavedRows<'_, T>>,
+) {
+    let Layer { features, spread, .. } = layer;
+    let tails = [T::BLOCK.min(features), features % T::BLOCK].map(
+        #[inline(always)]
+        |len| Tail::new(simd, len),
+    );
+    let mut rows = x.chunks_exact(features);
+    let mut next = rows.next();
+    let mut statistics = row_moments(simd, spread, next.unwrap_or_default()).finish(spread);
+    for (row, y) in y.chunks_exact_mut(features).enumerate() {
+        let Some(x) = next else { return };
+        next = rows.next();
+        let lanes = Lanes::new(simd, statistics.mean, statistics.low, statistics.rstd);
+        let mut moments = Moments::none();
+        for start in (0..features).step_by(T::BLOCK) {
+            let at = start..(start + T::BLOCK).min(features);
+            let tail = if at.len() == tails[0].len() { &tails[0] } else { &tails[1] };
+            let affine = (layer.gain(start, at.len()), layer.bias(start, at.len()));
+            let (x, y) = (&x[at.clone()], &mut y[at.clone()]);
+            match next {
+                Some(next) => {
+                    moments = moments.join(write_and_sum(simd, tail, affine, &lanes, x, y, &next[at], spread));
+                }
+                None => write(simd, tail, affine, &[lanes], [x], [y]),
+            }
+        }
+        end_row(simd, layer, &statistics, x, y, saved, row);
+        statistics = moments.finish(spread);
+    }
+}
+
+/// y of a block, and the moments of the one below it.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
+fn write_and_sum<S: Simd, T: Number>(
+    simd: S,
+    tail: &Tail<S, T>,
+    (gain, bias): (&[T], &[T]),
+    lanes: &Lanes<Vector<S, T>>,
+    x: &[T],
+    y: &mut [T],
+    next: &[T],
+    spread: Spread,
+) -> Moments<T> {
+    let near = near_of(simd, tail, next, spread);
+    let near_lanes = splat(simd, near);
+    let mut partial = Partial::new::<S, T>(simd, near_lanes);
+    let (gains, biases, xs) = (vectors(gain), vectors(bias), vectors(x));
+    let Vectors { pairs, odd } = vectors(next);
+    let count = pairs.len();
+    let (gain_pairs, bias_pairs, x_pairs) = (&gains.pairs[..count], &biases.pairs[..count], &xs.pairs[..count]);
+    let (y_pairs, y_odd) = T::chunks_mut(y).0.as_chunks_mut::<TURNS>();
+    let y_pairs = &mut y_pairs[..count];
+    let mut at = 0;
+    while at < count {
+        let end = (at + CARRY).min(count);
+        let mut chain = Partial::new::<S, T>(simd, near_lanes);
+        while at < end {
+            for t in 0..TURNS {
+                chain.add(t, load::<S, T>(simd, &pairs[at][t]));
+                let (gain, bias) = (load::<S, T>(simd, &gain_pairs[at][t]), load::<S, T>(simd, &bias_pairs[at][t]));
+                lanes.affine(load::<S, T>(simd, &x_pairs[at][t]), gain, bias).store_array(&mut y_pairs[at][t]);
+            }
+            at += 1;
+        }
+        partial.join(&chain);
+    }
+    if let (Some(next), Some(x), Some(gain), Some(bias), [y]) = (odd, xs.odd, gains.odd, biases.odd, y_odd) {
+        partial.add(0, load::<S, T>(simd, next));
+        lanes.affine(load::<S, T>(simd, x), load::<S, T>(simd, gain), load::<S, T>(simd, bias)).store_array(y);
+    }
+    if !tail.is_empty() {
+        tail.store_all(lanes.affine(tail.load_all(x), tail.load_all(gain), tail.load_all(bias)), y);
+    }
+    moments_of(simd, tail, next, near, partial.end(tail, next), spread)
+}
+
+#[cfg(test)]
+mod tests {
+    use fearless_simd::{Level, dispatch};
+
+    use super::*;
+    use crate::kernels::normalize;
+    use crate::simd::{available, name};
+
+    /// y, mean, low, rstd and exponent.
+    type Outcome<T> = [Vec<T>; 5];
+
+    /// By way of [`forward`] or by that of [`normalize`].
+    #[simd]
+    fn run<S: Simd, T: Number>(simd: S, here: bool, layer: Layer<'_, T>, x: &[T]) -> Outcome<T> {
+        let rows = x.len() / layer.features;
+        let [mut mean, mut low, mut rstd] = [(); 3].map(|()| vec![T::nan(); rows]);
+        let (mut y, mut exponent) = (vec![T::nan(); x.len()], vec![7; rows]);
+        let mut saved = Some(SavedRows { mean: &mut mean, low: &mut low, rstd: &mut rstd, exponent: &mut exponent });
+        if here {
+            forward(simd, layer, x, &mut y, &mut saved);
+        } else {
+            normalize::forward(simd, layer, false, x, &mut y, saved);
+        }
+        [y, mean, low, rstd, exponent.into_iter().map(|exponent| T::from_f64(exponent.into())).collect()]
+    }
+
+    fn check<T: Number>(level: Level) {
+        let kinds: [fn(T, usize) -> T; 8] = [
+            |x, _| x,
+            |x, j| x + T::from_f64(j as f64),
+            |x, _| x,
+            |x, j| if j == 3 { T::nan() } else { x },
+            |x, _| x * T::max_value().sqrt(),
+            |_, _| -T::zero(),
+            |x, j| if j == 0 { T::infinity() } else { x },
+            |x, _| x + T::from_f64(1e4),
+        ];
+        let number = |i: usize| T::from_f64((i * 37 % 1009) as f64 / 300.0 - 1.5);
+        let (lanes, block) = (T::LANES, T::BLOCK);
+        let lengths = [lanes, 2 * lanes, 3 * lanes + 1, 5 * lanes - 1, 16 * lanes, 17 * lanes + 2, 35 * lanes];
+        for features in lengths.into_iter().chain([block - 1, block, block + 1, 2 * block + lanes]) {
+            let (gain, bias): (Vec<T>, Vec<T>) = (0..features).map(|j| (number(3 * j + 1), number(2 * j))).unzip();
+            for (rows, spread) in [
+                (kinds.len(), Spread::about_mean(T::from_f64(1e-5))),
+                (kinds.len() - 1, Spread::about_zero(T::zero())),
+                (1, Spread::about_mean(T::zero())),
+                (0, Spread::about_mean(T::zero())),
+            ] {
+                let x: Vec<T> = (0..rows * features).map(|i| kinds[i / features](number(i), i % features)).collect();
+                for affine in [true, false] {
+                    let (gain, bias) = (affine.then_some(&gain[..]), affine.then_some(&bias[..]));
+                    let layer = Layer { features, gain, bias, spread };
+                    let [got, expected] =
+                        [true, false].map(|here| dispatch!(level, simd => run(simd, here, layer, &x)));
+                    for (what, (got, expected)) in got.iter().zip(&expected).enumerate() {
+                        for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
+                            let same =
+                                got.is_nan() && expected.is_nan() || got.integer_decode() == expected.integer_decode();
+                            assert!(
+                                same,
+                                "array {what}, number {i} of {rows} x {features}, {}: got {got:e}, expected {expected:e}",
+                                name(level),
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn bits_are_those_of_rows_taken_one_after_the_other() {
+        for level in available() {
+            check::<f32>(level);
+            check::<f64>(level);
+        }
+    }
+}
