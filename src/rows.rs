@@ -33,7 +33,7 @@ impl<T: Element> Call<'_, T> {
 
 /// Where so many arrays are, at best.
 fn place<T>(arrays: usize, elements: usize) -> Place {
-    const CORE: usize = 1024 * 1024;
+    const CORE: usize = 768 * 1024;
     const SHARED: usize = 12 * 1024 * 1024;
     match arrays * elements * size_of::<T>() {
         bytes if bytes <= CORE => Place::Core,
