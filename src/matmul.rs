@@ -4,8 +4,11 @@
 //! not depend on the contents of other rows; but a row alone may differ in its last bits from the same row among others.
 
 use faer::linalg::matmul::matmul;
+use faer::reborrow::ReborrowMut;
 use faer::traits::RealField;
 use faer::{Accum, MatMut, MatRef, Par};
+
+use crate::parallel::{self, Job};
 
 /// A matrix to be read.
 #[derive(Clone, Copy, Debug)]
@@ -13,26 +16,41 @@ pub(crate) struct Matrix<'a, T> {
     rows: usize,
     columns: usize,
     elements: &'a [T],
-    transposed: bool,
+    layout: Layout,
 }
+
+/// How the elements of a matrix lie.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Layout {
+    /// Row after row.
+    Rows,
+    /// Column after column.
+    Columns,
+    /// The first [`PANEL`] columns, row after row, then the next ones.
+    Panels,
+}
+
+/// Columns of a panel: a multiple of what faer takes at once, on every instruction set.
+const PANEL: usize = 96;
 
 impl<'a, T> Matrix<'a, T> {
     /// That of `elements`, row after row.
     pub(crate) fn new(rows: usize, columns: usize, elements: &'a [T]) -> Self {
         debug_assert_eq!(elements.len(), rows * columns, "{rows} rows of {columns}");
-        Self { rows, columns, elements, transposed: false }
+        Self { rows, columns, elements, layout: Layout::Rows }
     }
 
     /// Its transpose; nothing is moved.
     pub(crate) fn transposed(self) -> Self {
-        Self { transposed: !self.transposed, ..self }
+        debug_assert!(self.layout == Layout::Rows, "the elements lie row after row");
+        Self { rows: self.columns, columns: self.rows, layout: Layout::Columns, ..self }
     }
 }
 
 impl<T: Copy> Matrix<'_, T> {
     /// Writes the transpose, row after row.
     pub(crate) fn transpose_into<'b>(&self, to: &'b mut [T]) -> Matrix<'b, T> {
-        debug_assert!(!self.transposed, "the elements are taken row after row");
+        debug_assert!(self.layout == Layout::Rows, "the elements lie row after row");
         // A tile of each lies in the nearest cache.
         for first in (0..self.rows).step_by(TILE) {
             let end = (first + TILE).min(self.rows);
@@ -44,12 +62,38 @@ impl<T: Copy> Matrix<'_, T> {
         }
         Matrix::new(self.columns, self.rows, to)
     }
+
+    /// Writes it panel by panel: a product of a few rows with it then takes down to half the time, as faer need not gather what
+    /// it takes at once from rows far apart, product after product.
+    pub(crate) fn panels_into<'b>(&self, to: &'b mut [T]) -> Matrix<'b, T> {
+        let &Self { rows, columns, elements, layout } = self;
+        for first in (0..columns).step_by(PANEL) {
+            let width = PANEL.min(columns - first);
+            let panel = &mut to[first * rows..][..width * rows];
+            match layout {
+                Layout::Rows => {
+                    for (row, to) in panel.chunks_exact_mut(width).enumerate() {
+                        to.copy_from_slice(&elements[row * columns + first..][..width]);
+                    }
+                }
+                Layout::Columns => {
+                    Matrix::new(width, rows, &elements[first * rows..][..width * rows]).transpose_into(panel);
+                }
+                Layout::Panels => panel.copy_from_slice(&elements[first * rows..][..width * rows]),
+            }
+        }
+        Matrix { rows, columns, elements: to, layout: Layout::Panels }
+    }
 }
 
 impl<'a, T: RealField> Matrix<'a, T> {
     fn view(&self) -> MatRef<'a, T> {
-        let view = MatRef::from_row_major_slice(self.elements, self.rows, self.columns);
-        if self.transposed { view.transpose() } else { view }
+        let &Self { rows, columns, elements, layout } = self;
+        debug_assert!(layout != Layout::Panels, "panels have no common stride");
+        match layout {
+            Layout::Columns => MatRef::from_column_major_slice(elements, rows, columns),
+            _ => MatRef::from_row_major_slice(elements, rows, columns),
+        }
     }
 }
 
@@ -67,13 +111,47 @@ pub(crate) enum Into {
 
 /// c = a·b, or c += a·b, on that many threads of the pool we are in.
 pub(crate) fn multiply<T: RealField>(c: &mut [T], into: Into, a: Matrix<'_, T>, b: Matrix<'_, T>, threads: usize) {
-    let (a, b) = (a.view(), b.view());
-    let c = MatMut::from_row_major_slice_mut(c, a.nrows(), b.ncols());
+    let c = MatMut::from_row_major_slice_mut(c, a.rows, b.columns);
     let accum = match into {
         Into::Replace => Accum::Replace,
         Into::Add => Accum::Add,
     };
-    matmul(c, accum, a, b, T::one_impl(), par(threads));
+    if b.layout == Layout::Panels {
+        let product = PanelProduct { c, accum, a: a.view(), panels: b.elements };
+        return if threads == 1 { product.run() } else { parallel::fork(product) };
+    }
+    matmul(c, accum, a.view(), b.view(), T::one_impl(), par(threads));
+}
+
+/// A product with a matrix in panels: one for each, by whatever thread.
+struct PanelProduct<'a, T> {
+    c: MatMut<'a, T>,
+    accum: Accum,
+    a: MatRef<'a, T>,
+    panels: &'a [T],
+}
+
+impl<T: RealField> Job for PanelProduct<'_, T> {
+    fn pieces(&self) -> usize {
+        self.c.ncols().div_ceil(PANEL)
+    }
+
+    fn split(self, pieces: usize) -> (Self, Self) {
+        let columns = pieces * PANEL;
+        let (c, c_second) = self.c.split_at_col_mut(columns);
+        let (panels, panels_second) = self.panels.split_at(columns * self.a.ncols());
+        (Self { c, panels, ..self }, Self { c: c_second, panels: panels_second, ..self })
+    }
+
+    fn run(mut self) {
+        let (inner, columns) = (self.a.ncols(), self.c.ncols());
+        for first in (0..columns).step_by(PANEL) {
+            let width = PANEL.min(columns - first);
+            let panel = MatRef::from_row_major_slice(&self.panels[first * inner..][..width * inner], inner, width);
+            let c = self.c.rb_mut().subcols_mut(first, width);
+            matmul(c, self.accum, self.a, panel, T::one_impl(), Par::Seq);
+        }
+    }
 }
 
 #[cfg(feature = "rayon")]
@@ -101,12 +179,17 @@ mod tests {
         let rights = fill(rows, columns, &right);
         let (plain_a, plain_b) = (fill(rows, inner, &a), fill(inner, columns, &b));
         let (turned_a, turned_b) = (fill(inner, rows, &|k, i| a(i, k)), fill(columns, inner, &|j, k| b(k, j)));
+        let (plain, turned) =
+            (Matrix::new(inner, columns, &plain_b), Matrix::new(columns, inner, &turned_b).transposed());
+        let mut panels = [(); 2].map(|()| vec![f64::NAN; inner * columns]);
+        let [of_plain, of_turned] = &mut panels;
+        let b = [plain, turned, plain.panels_into(of_plain), turned.panels_into(of_turned)];
         for a in [Matrix::new(rows, inner, &plain_a), Matrix::new(inner, rows, &turned_a).transposed()] {
-            for b in [Matrix::new(inner, columns, &plain_b), Matrix::new(columns, inner, &turned_b).transposed()] {
+            for (b, threads) in b.into_iter().flat_map(|b| [(b, 1), (b, 2)]) {
                 let mut c = vec![f64::NAN; rows * columns];
-                multiply(&mut c, Into::Replace, a, b, 1);
+                multiply(&mut c, Into::Replace, a, b, threads);
                 assert_eq!(c, rights, "{rows}×{inner}×{columns}");
-                multiply(&mut c, Into::Add, a, b, 1);
+                multiply(&mut c, Into::Add, a, b, threads);
                 assert!(c.iter().zip(&rights).all(|(c, right)| *c == 2.0 * right), "{rows}×{inner}×{columns} added");
             }
         }
@@ -114,8 +197,9 @@ mod tests {
 
     #[test]
     fn products_are_sums_of_products() {
-        for (rows, inner, columns) in [(1, 1, 1), (2, 3, 5), (1, 40, 7), (17, 33, 65), (0, 3, 2), (3, 0, 2), (3, 2, 0)]
-        {
+        let few = [(1, 1, 1), (2, 3, 5), (1, 40, 7), (17, 33, 65), (0, 3, 2), (3, 0, 2), (3, 2, 0)];
+        let panels = [(3, 20, PANEL), (2, 5, PANEL + 1), (4, 17, 3 * PANEL - 1)];
+        for (rows, inner, columns) in few.into_iter().chain(panels) {
             check(rows, inner, columns);
         }
     }

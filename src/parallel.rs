@@ -79,7 +79,8 @@ fn join(first: impl FnOnce() + Send, second: impl FnOnce() + Send) {
     second();
 }
 
-fn fork<J: Job>(job: J) {
+/// Does a job on all threads of the pool this thread is in.
+pub(crate) fn fork<J: Job>(job: J) {
     match job.pieces() {
         0 | 1 => job.run(),
         pieces => {

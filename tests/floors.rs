@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 /// From the ground up.
 const FLOORS: [&[&str]; 28] = [
     &["error", "number"],
-    &["simd", "parallel", "tiles", "matmul"],
-    &["kernels/moments", "kernels/narrow", "kernels/columns", "kernels/activations"],
+    &["simd", "parallel", "tiles"],
+    &["matmul", "kernels/moments", "kernels/narrow", "kernels/columns", "kernels/activations"],
     &["kernels/rescale", "kernels/blocks", "kernels/group"],
     &["kernels/normalize"],
     &["kernels/ahead", "kernels/passes", "kernels/batch"],

@@ -24,6 +24,11 @@ pub(crate) use forward::{Sequence, forward, infer};
 /// Rows of a piece of a sequence, about.
 const ROWS: usize = 1024;
 
+/// Steps from which on W_h is copied once so that the products of all steps take less; of one sequence alone, where a product
+/// reads it once, only a transposed copy brings something.
+const WORTH_COPYING: usize = 8;
+const WORTH_COPYING_ALONE: usize = 512;
+
 /// Multiplications of a product from which on it is worth several threads.
 const WORTH_THREADS: usize = 1 << 18;
 
@@ -64,6 +69,12 @@ impl Lengths {
 
     fn scratch(&self) -> usize {
         self.blocks() * self.size.scratch
+    }
+
+    /// Elements of a copy of W_h, if the steps are worth one.
+    fn copied_weights(&self) -> usize {
+        let worth = if self.batch == 1 { WORTH_COPYING_ALONE } else { WORTH_COPYING };
+        if self.steps >= worth { self.hidden * self.columns() } else { 0 }
     }
 
     /// Elements of a step.
@@ -180,20 +191,11 @@ impl<'a, T: Element> Products<'a, T> {
             recurrent: Matrix::new(lengths.hidden, columns, weights.slice(RECURRENT_WEIGHT)),
         }
     }
+}
 
-    /// W_hᵀ: a copy where there is room, because products with it run a fifth faster than with a view.
-    fn recurrent_transposed<'b>(&self, to: &'b mut [T]) -> Matrix<'b, T>
-    where
-        'a: 'b,
-    {
-        if to.is_empty() { self.recurrent.transposed() } else { self.recurrent.transpose_into(to) }
-    }
-
-    /// u = h′ W_h, or v += h′ W_h where there is no u.
-    fn recurrent_forward(&self, h_before: &[T], u: &mut [T], v: &mut [T], lengths: &Lengths) {
-        let (c, into) = if u.is_empty() { (v, Into::Add) } else { (u, Into::Replace) };
-        multiply(c, into, h_before, lengths.batch, self.recurrent, lengths.hidden);
-    }
+/// W_h or its transpose as the products of many steps like it: a copy in panels, where there is room for one.
+fn for_steps<'a, T: Element>(weights: Matrix<'a, T>, to: &'a mut [T]) -> Matrix<'a, T> {
+    if to.is_empty() { weights } else { weights.panels_into(to) }
 }
 
 /// Some rows of a step in either direction, as work for several threads.

@@ -17,14 +17,14 @@ fn run<T: Element, C: Recurrent<T>>(cell: &C, x: &Array3<T>) -> Results<T> {
     (y, last, dx, d_initial, grad)
 }
 
-/// Sizes from below to above what is worth several threads.
+/// Sizes from below to above what is worth several threads, and a copy of W_h.
 #[cfg(feature = "rayon")]
 #[test]
 fn threads_do_not_change_a_bit() {
     use crate::common::on_threads;
 
     fn check<T: Element, C: Recurrent<T>>(cell: &C, name: &str) {
-        for (steps, batch) in [(3, 1), (4, 33), (5, 150)] {
+        for (steps, batch) in [(3, 1), (4, 33), (5, 150), (9, 33)] {
             let x = drawn::<T, _>((steps, batch, cell.input()), 1);
             let right = on_threads(1, || run(cell, &x));
             for threads in [2, 4] {
@@ -58,7 +58,7 @@ fn instruction_sets_do_not_change_a_bit() {
 #[test]
 fn other_sequences_do_not_change_a_bit() {
     fn check<C: Recurrent<f32>>(cell: &C, name: &str) {
-        let (steps, batch) = (6, 20);
+        let (steps, batch) = (9, 20);
         let x = drawn::<f32, _>((steps, batch, cell.input()), 1);
         let mut others = x.clone();
         others.slice_mut(s![0, 3, ..]).fill(f32::NAN);

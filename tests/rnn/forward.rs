@@ -53,6 +53,15 @@ fn a_sequence_follows_the_paper() {
     }
 }
 
+/// So many steps that W_h is copied, into several panels.
+#[test]
+fn a_sequence_with_a_copy_of_the_weights_follows_the_paper() {
+    with_each_cell!(f64, 3, 70, |cell, name: &str| {
+        check(&cell, 8, 2, name);
+        check(&cell, 9, 5, name);
+    });
+}
+
 /// Several pieces of a sequence, and several blocks of a step's rows.
 #[test]
 fn a_long_or_wide_sequence_follows_the_paper() {

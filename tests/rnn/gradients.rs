@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use layernorm::ndarray::{Array2, Array3, s};
+use layernorm::ndarray::{Array2, Array3, ArrayViewD, Axis, concatenate, s};
 use layernorm::rnn::{RnnPlacement, Saved, Start, State, Weights};
 use layernorm::{Parameters, Recurrent, Rnn, grad_check};
 
@@ -148,6 +148,40 @@ fn padding<C: Known>(cell: &C, name: &str) {
     }
     assert!(dirty.iter().any(|x| x.is_nan()));
     assert_eq!(run(&dirty), run(&clean), "{name}");
+}
+
+/// For the whole sequence W_h and its transpose are copied, into several panels; for its halves they are not.
+#[test]
+fn a_sequence_is_its_first_half_and_then_its_second() {
+    with_each_cell!(f64, 3, 100, |cell, name: &str| halves(&cell, name));
+}
+
+fn halves<C: Known>(cell: &C, name: &str) {
+    let (steps, batch) = (9, 3);
+    let (x, initial) = (drawn::<f64, _>([steps, batch, 3], 1), state(cell, batch, 2));
+    let (dy, d_final) = (drawn::<f64, _>([steps, batch, 100], 5), state(cell, batch, 6));
+    let mut whole = cell.zero_grad();
+    let (y, last, saved) = cell.forward(&x, Some(&initial), None).unwrap();
+    let (dx, d_initial) = cell.backward(&x, &saved, &dy, Some(&d_final), &mut whole).unwrap();
+
+    let mut added = cell.zero_grad();
+    let [(x_first, x_second), (dy_first, dy_second)] = [&x, &dy].map(|all| all.view().split_at(Axis(0), 4));
+    let (y_first, middle, of_first) = cell.forward(&x_first, Some(&initial), None).unwrap();
+    let (y_second, end, of_second) = cell.forward(&x_second, Some(&middle), None).unwrap();
+    let (dx_second, d_middle) = cell.backward(&x_second, &of_second, &dy_second, Some(&d_final), &mut added).unwrap();
+    let (dx_first, d_start) = cell.backward(&x_first, &of_first, &dy_first, Some(&d_middle), &mut added).unwrap();
+
+    // Rounded in another order, some hundred times in each of nine steps.
+    let near = |what: &str, got: ArrayViewD<'_, f64>, right: ArrayViewD<'_, f64>| {
+        let largest = right.iter().fold(0.0, |largest: f64, x| largest.max(x.abs()));
+        let error = got.iter().zip(right).fold(0.0, |error: f64, (got, right)| error.max((got - right).abs()));
+        assert!(largest > 0.0 && error < 1e-11 * largest, "{what}, {name}: {error:e} of {largest:e}");
+    };
+    near("y", y.view().into_dyn(), concatenate![Axis(0), y_first, y_second].view().into_dyn());
+    near("dx", dx.view().into_dyn(), concatenate![Axis(0), dx_first, dx_second].view().into_dyn());
+    near("h", last.h.view().into_dyn(), end.h.view().into_dyn());
+    near("dh", d_initial.h.view().into_dyn(), d_start.h.view().into_dyn());
+    whole.zip(&added, |name, whole, added| near(name, whole.view(), added)).unwrap();
 }
 
 /// A piece of the whole batch is turned on the way to the gradients of the weights, one of half of it is not.

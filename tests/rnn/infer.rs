@@ -52,7 +52,7 @@ fn infer_has_the_bits_of_forward_on_any_number_of_threads() {
     use crate::common::on_threads;
 
     fn check<T: Element, C: Recurrent<T>>(cell: &C, name: &str) {
-        for (steps, batch) in [(3, 1), (4, 33), (5, 150)] {
+        for (steps, batch) in [(3, 1), (4, 33), (5, 150), (9, 33)] {
             let mask = holes(steps, batch);
             let (x, initial) = padded(cell, &mask);
             let (y, last, _) = on_threads(1, || cell.forward(&x, Some(&initial), Some(&mask)).unwrap());

@@ -1,6 +1,7 @@
 //! The loop over the steps of a sequence, the last first.
 //!
 //! ```text
+//! W_hᵀ in panels                                            a copy, for all steps
 //! each piece, the last first:
 //!     each step, the last first:
 //!         du, dv, dh, dc ← cell(…, dy, dh, dc)              one kernel, its rows over the threads
@@ -19,13 +20,10 @@ use crate::parallel;
 use crate::rnn::cell::Cell;
 use crate::rnn::saved::{Norm, Saved, mask_of};
 use crate::rnn::sequence::{
-    Lengths, Products, Rows, WORTH_THREADS, adjacent, copy, multiply, nth, rows_per_block, take,
+    Lengths, Products, Rows, WORTH_THREADS, adjacent, copy, for_steps, multiply, nth, rows_per_block, take,
 };
 use crate::rnn::state::State;
 use crate::rnn::weights::{MATRICES, Weights};
-
-/// Rows of a sequence from which on W_h is transposed once, and not by every product of the way back.
-const WORTH_TRANSPOSING: usize = 512;
 
 /// Elements of xᵀ or h′ᵀ of a piece from which on a copy pays: read across long rows, they take 6 % longer.
 const WORTH_TURNING: usize = 1 << 19;
@@ -41,7 +39,7 @@ pub(crate) fn backward<T: Element, C: Cell<T>>(
     grad: &mut Weights<T>,
 ) {
     let lengths = Lengths::new(cell, x.dim());
-    let (Lengths { steps, batch, input, hidden, .. }, width) = (lengths, lengths.columns());
+    let (Lengths { batch, input, .. }, width) = (lengths, lengths.columns());
     let len = lengths.of_step();
     let weights = Products::new(cell, &lengths);
     let (block, blocks) = (rows_per_block(batch), lengths.blocks());
@@ -52,7 +50,7 @@ pub(crate) fn backward<T: Element, C: Cell<T>>(
     let x_tile = if x.as_slice().is_some() && !masked { 0 } else { longest * len.x };
     let dx_tile = if dx.as_slice_mut().is_some() { 0 } else { longest * len.x };
     let dy_tile = if dy.as_slice().is_some() { 0 } else { longest * len.h };
-    let transposed = if steps * batch >= WORTH_TRANSPOSING { hidden * width } else { 0 };
+    let transposed = lengths.copied_weights();
     let turned = [len.x, len.h].map(|len| longest * len).into_iter().filter(|&len| len >= WORTH_TURNING).max();
     let turned = turned.unwrap_or(0);
     let tiles = x_tile + dx_tile + dy_tile + transposed + turned;
@@ -61,7 +59,7 @@ pub(crate) fn backward<T: Element, C: Cell<T>>(
         parallel::lend(all, |mut buffer| {
             let buffer = &mut buffer;
             let [x_tile, dx_tile, dy_tile] = [x_tile, dx_tile, dy_tile].map(|len| take(buffer, len));
-            let w_h_transposed = weights.recurrent_transposed(take(buffer, transposed));
+            let w_h_transposed = for_steps(weights.recurrent.transposed(), take(buffer, transposed));
             let turned = take(buffer, turned);
             let (du, dv) = (take(buffer, longest * len.u), take(buffer, longest * len.v));
             let (dh, dc) = (take(buffer, len.h), take(buffer, len.c));

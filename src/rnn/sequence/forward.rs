@@ -1,6 +1,7 @@
 //! The loop over the steps of a sequence.
 //!
 //! ```text
+//! W_h in panels                              a copy, for all steps
 //! each piece of the sequence:
 //!     v = x W_x                              one product for all steps of the piece
 //!     each step:
@@ -20,7 +21,7 @@ use crate::matmul::Into;
 use crate::parallel;
 use crate::rnn::cell::{Cell, Size};
 use crate::rnn::saved::{Norm, Saved, mask_of};
-use crate::rnn::sequence::{Lengths, Products, Rows, adjacent, multiply, nth, rows_per_block, take};
+use crate::rnn::sequence::{Lengths, Products, Rows, adjacent, for_steps, multiply, nth, rows_per_block, take};
 use crate::rnn::state::State;
 
 /// What a call gets, and what it makes of it.
@@ -74,7 +75,7 @@ pub(crate) fn infer<T: Element, C: Cell<T>>(cell: &C, sequence: Sequence<'_, T>,
 fn room<T>(lengths: &Lengths, x: &ArrayView3<'_, T>) -> usize {
     let (len, longest) = (lengths.of_step(), lengths.longest());
     let tile = if x.as_slice().is_some() { 0 } else { longest * len.x };
-    longest * len.v + len.u + lengths.scratch() + tile
+    longest * len.v + len.u + lengths.scratch() + lengths.copied_weights() + tile
 }
 
 /// y and the last state of a sequence, by way of these places.
@@ -91,6 +92,7 @@ fn run<T: Element, C: Cell<T>>(
     let weights = Products::new(cell, lengths);
     let v = take(&mut buffer, lengths.longest() * len.v);
     let [u, scratch] = [len.u, lengths.scratch()].map(|len| take(&mut buffer, len));
+    let w_h = for_steps(weights.recurrent, take(&mut buffer, lengths.copied_weights()));
     let tile = buffer;
     let place_of_state = |t: usize| t % (places.steps + 1);
     state.copy_to(&mut h[..len.h], &mut c[..len.c]);
@@ -101,7 +103,11 @@ fn run<T: Element, C: Cell<T>>(
             let (at, around) = (t % places.steps, [t, t + 1].map(place_of_state));
             let [h_before, h] = two(h, around, len.h);
             let [c_before, c] = two(c, around, len.c);
-            weights.recurrent_forward(h_before, u, v, lengths);
+            if u.is_empty() {
+                multiply(v, Into::Add, h_before, batch, w_h, lengths.hidden);
+            } else {
+                multiply(u, Into::Replace, h_before, batch, w_h, lengths.hidden);
+            }
             let step = Step {
                 rows: batch,
                 piece: rows_per_block(batch),
