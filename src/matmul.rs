@@ -47,29 +47,32 @@ impl<'a, T> Matrix<'a, T> {
     }
 }
 
-impl<T: Copy> Matrix<'_, T> {
-    /// Writes the transpose, row after row.
+impl<T: Copy + Send + Sync> Matrix<'_, T> {
+    /// Writes the transpose, row after row, on all threads where that pays.
     pub(crate) fn transpose_into<'b>(&self, to: &'b mut [T]) -> Matrix<'b, T> {
         debug_assert!(self.layout == Layout::Rows, "the elements lie row after row");
-        // A tile of each lies in the nearest cache.
-        for first in (0..self.rows).step_by(TILE) {
-            let end = (first + TILE).min(self.rows);
-            for (column, to) in to.chunks_exact_mut(self.rows).enumerate() {
-                for (to, row) in to[first..end].iter_mut().zip(first..) {
-                    *to = self.elements[row * self.columns + column];
+        let &Self { rows, columns, elements, .. } = self;
+        fill(to, TILE * rows, |tile, to| {
+            // Some rows of these columns lie in the nearest cache.
+            for first in (0..rows).step_by(TILE) {
+                let end = (first + TILE).min(rows);
+                for (to, column) in to.chunks_exact_mut(rows).zip(tile * TILE..) {
+                    for (to, row) in to[first..end].iter_mut().zip(first..) {
+                        *to = elements[row * columns + column];
+                    }
                 }
             }
-        }
-        Matrix::new(self.columns, self.rows, to)
+        });
+        Matrix::new(columns, rows, to)
     }
 
     /// Writes it panel by panel: a product of a few rows with it then takes down to half the time, as faer need not gather what
     /// it takes at once from rows far apart, product after product.
     pub(crate) fn panels_into<'b>(&self, to: &'b mut [T]) -> Matrix<'b, T> {
         let &Self { rows, columns, elements, layout } = self;
-        for first in (0..columns).step_by(PANEL) {
+        fill(to, PANEL * rows, |index, panel| {
+            let first = index * PANEL;
             let width = PANEL.min(columns - first);
-            let panel = &mut to[first * rows..][..width * rows];
             match layout {
                 Layout::Rows => {
                     for (row, to) in panel.chunks_exact_mut(width).enumerate() {
@@ -81,8 +84,16 @@ impl<T: Copy> Matrix<'_, T> {
                 }
                 Layout::Panels => panel.copy_from_slice(&elements[first * rows..][..width * rows]),
             }
-        }
+        });
         Matrix { rows, columns, elements: to, layout: Layout::Panels }
+    }
+}
+
+/// Has `f` fill each `width` places of a copy, with their number.
+fn fill<T: Send>(to: &mut [T], width: usize, f: impl Fn(usize, &mut [T]) + Sync) {
+    if !to.is_empty() {
+        let bytes = 2 * size_of_val(to);
+        parallel::fill(to, width, bytes, f);
     }
 }
 
@@ -97,7 +108,7 @@ impl<'a, T: RealField> Matrix<'a, T> {
     }
 }
 
-/// Rows of a tile of [`Matrix::transpose_into`]: a cache line of `f32`.
+/// Rows and columns of a tile of [`Matrix::transpose_into`]: a cache line of `f32`.
 const TILE: usize = 16;
 
 /// Whether a product takes the place of what was there.
