@@ -7,7 +7,7 @@
 //!
 //! The same call gives the same bits on any number of threads, and a sequence does not depend on what the others of its
 //! batch hold. The products are those of `faer`: a sequence alone may differ in its last bits from the same one in a batch,
-//! and one CPU from another.
+//! a few steps of it from the same ones in a longer call, and one CPU from another.
 
 #![doc = include_str!("../docs/recurrent.md")]
 

@@ -22,7 +22,8 @@ use crate::simd;
 /// # Bits
 ///
 /// The same call gives the same bits on any number of threads, and a sequence does not depend on what the others of its
-/// batch hold, padding included. A sequence alone may differ in its last bits from the same one in a batch.
+/// batch hold, padding included. A sequence alone may differ in its last bits from the same one in a batch, and a few steps of
+/// it from the same ones in a longer call.
 ///
 /// # Example
 ///

@@ -9,7 +9,7 @@ use crate::common::{drawn, holes, state, with_each_cell};
 
 fn check<T: Element, C: Recurrent<T>>(cell: &C, name: &str) {
     // Of a size that other threads are not asked for.
-    for (steps, batch, masked) in [(7, 1, false), (5, 3, true), (4, 9, false)] {
+    for (steps, batch, masked) in [(7, 1, false), (5, 3, true), (4, 9, false), (9, 3, false)] {
         let (x, dy) = (drawn::<T, _>((steps, batch, cell.input()), 1), drawn::<T, _>((steps, batch, cell.hidden()), 2));
         let (mut y, mut dx) = (Array3::zeros(dy.raw_dim()), Array3::zeros(x.raw_dim()));
         let mask: Option<Array2<bool>> = masked.then(|| holes(steps, batch));
