@@ -25,17 +25,17 @@ pub(crate) fn forward<S: Simd, T: Number, const R: usize>(
     mut saved: Option<SavedRows<'_, T>>,
 ) {
     let vectors = layer.features.div_ceil(T::LANES);
-    let (avx2, streams) = (const { is_avx2::<S>() }, place == Place::Memory);
+    let streams = place == Place::Memory;
     let most = const { if S::f32s::LEN < 16 { 10 } else { 12 } };
     let wanted = vectors > 16 && place >= Place::Shared || vectors > most && streams;
-    if avx2 && wanted && layer.features * size_of::<T>() <= LONGEST {
+    if const { is_avx2::<S>() } && wanted && layer.features * size_of::<T>() <= LONGEST {
         return ahead::forward(simd, layer, x, y, &mut saved);
     }
     // Narrow registers do not hold a row.
     if const { S::f32s::LEN < 8 } || layer.features < T::LANES || vectors > most {
         return normalize::forward(simd, layer, streams, x, y, saved);
     }
-    let done = if avx2 && (streams || vectors == 1) {
+    let done = if const { is_avx2::<S>() } && (streams || vectors == 1) {
         let interleaved = match vectors {
             1 => interleaved::<S, T, 8, 1>,
             2 => interleaved::<S, T, 4, 2>,
