@@ -82,7 +82,7 @@ impl<T: Copy + Send + Sync> Matrix<'_, T> {
                 Layout::Columns => {
                     Matrix::new(width, rows, &elements[first * rows..][..width * rows]).transpose_into(panel);
                 }
-                Layout::Panels => panel.copy_from_slice(&elements[first * rows..][..width * rows]),
+                Layout::Panels => unreachable!("it lies in panels already"),
             }
         });
         Matrix { rows, columns, elements: to, layout: Layout::Panels }
