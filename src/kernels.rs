@@ -131,7 +131,7 @@ kernels! {
     fn backward(
         level: Level,
         layer: Layer<'_, Self>,
-        streams: bool,
+        place: Place,
         kept: KeptRows<'_, Self>,
         x: &[Self],
         dy: &[Self],
@@ -139,7 +139,7 @@ kernels! {
         columns: &mut Columns<'_, Self>,
     ) {
         dispatch!(level, simd => {
-            short::backward::<_, _, { Self::LANES }>(simd, layer, streams, kept, x, dy, dx, columns);
+            short::backward::<_, _, { Self::LANES }>(simd, layer, place, kept, x, dy, dx, columns);
         });
     }
 
@@ -220,19 +220,19 @@ kernels! {
     fn forward_residual(
         level: Level,
         layer: Layer<'_, Self>,
-        streams: bool,
+        place: Place,
         from: [&[Self]; 3],
         to: [&mut [Self]; 2],
         saved: Option<SavedRows<'_, Self>>,
     ) {
-        dispatch!(level, simd => residual::forward::<_, _, { Self::LANES }>(simd, layer, streams, from, to, saved));
+        dispatch!(level, simd => residual::forward::<_, _, { Self::LANES }>(simd, layer, place, from, to, saved));
     }
 
     /// [`residual::backward`]
     fn backward_residual(
         level: Level,
         layer: Layer<'_, Self>,
-        streams: bool,
+        place: Place,
         kept: KeptRows<'_, Self>,
         from: [&[Self]; 4],
         dresidual: &mut [Self],
@@ -240,7 +240,7 @@ kernels! {
         columns: &mut Columns<'_, Self>,
     ) {
         dispatch!(level, simd => {
-            residual::backward::<_, _, { Self::LANES }>(simd, layer, streams, kept, from, dresidual, dx, columns);
+            residual::backward::<_, _, { Self::LANES }>(simd, layer, place, kept, from, dresidual, dx, columns);
         });
     }
 

@@ -42,11 +42,6 @@ fn place<T>(arrays: usize, elements: usize) -> Place {
     }
 }
 
-/// Whether so many arrays come from memory.
-fn streams<T>(arrays: usize, elements: usize) -> bool {
-    place::<T>(arrays, elements) == Place::Memory
-}
-
 /// y of all rows, and what backward needs of each.
 pub(crate) fn forward<T: Element, D: Dimension>(
     call: &Call<'_, T>,
@@ -94,7 +89,7 @@ pub(crate) fn backward<T: Element, D: Dimension>(
     grad: Gradient<'_, T>,
 ) {
     let &Call { level, layer, trailing } = call;
-    let (rows, streams) = (x.len() / layer.features, streams::<T>(3, x.len()));
+    let (rows, place) = (x.len() / layer.features, place::<T>(3, x.len()));
     let (x, dy, mut dx) = (Input::new(x, trailing), Input::new(dy, trailing), Output::new(dx, trailing));
     if let (Input::Adjacent(x), Input::Adjacent(dy), Output::Adjacent(dx), true) =
         (&x, &dy, &mut dx, long::shares_columns::<T>(rows, rows_per_block(rows, layer.features), layer.features))
@@ -103,7 +98,7 @@ pub(crate) fn backward<T: Element, D: Dimension>(
     }
     let kernel = |step: Step<'_, T, _, 2, 1, 0>| {
         let Step { rows, inputs: [x, dy], outputs: [dx], mut columns, .. } = step;
-        T::backward(level, layer, streams, kept.rows(rows), x, dy, dx, &mut columns);
+        T::backward(level, layer, place, kept.rows(rows), x, dy, dx, &mut columns);
     };
     Sweep::new(call.shape(), rows, [&x, &dy], [dx.part()], (), &kernel).sum(level, grad);
 }
@@ -126,7 +121,7 @@ pub(crate) fn forward_residual<T: Element, D: Dimension>(
 ) {
     let &Call { level, layer, trailing } = call;
     let (elements, masked) = (arrays.x.len(), arrays.mask.is_some());
-    let (rows, streams) = (elements / layer.features, streams::<T>(4 + usize::from(masked), elements));
+    let (rows, place) = (elements / layer.features, place::<T>(4 + usize::from(masked), elements));
     let [x, residual] = [arrays.x, arrays.residual].map(|view| Input::new(view, trailing));
     let mask = arrays.mask.map_or(Input::Absent, |view| Input::new(view, trailing));
     let [mut y, mut sum] = [arrays.y, arrays.sum].map(|view| Output::new(view, trailing));
@@ -138,7 +133,7 @@ pub(crate) fn forward_residual<T: Element, D: Dimension>(
         return long::forward(level, layer, sum, y, Some(saved));
     }
     let kernel = |step: Step<'_, T, _, 3, 2, 0>| {
-        T::forward_residual(level, layer, streams, step.inputs, step.outputs, step.per_row);
+        T::forward_residual(level, layer, place, step.inputs, step.outputs, step.per_row);
     };
     let outputs = [y.part(), sum.part()];
     Sweep::new(call.shape(), rows, [&x, &mask, &residual], outputs, Some(saved), &kernel).run();
@@ -164,7 +159,7 @@ pub(crate) fn backward_residual<T: Element, D: Dimension>(
 ) {
     let &Call { level, layer, trailing } = call;
     let elements = arrays.sum.len();
-    let (rows, streams) = (elements / layer.features, streams::<T>(3, elements));
+    let (rows, place) = (elements / layer.features, place::<T>(3, elements));
     let [sum, dy] = [arrays.sum, arrays.dy].map(|view| Input::new(view, trailing));
     let dsum = arrays.dsum.map_or(Input::Absent, |view| Input::new(view, trailing));
     let mut dresidual = Output::new(arrays.dresidual, trailing);
@@ -185,13 +180,13 @@ pub(crate) fn backward_residual<T: Element, D: Dimension>(
         let kernel = |step: Step<'_, T, _, 3, 1, 0>| {
             let Step { rows, inputs: [sum, dy, dsum], outputs: [dresidual], mut columns, .. } = step;
             let from = [sum, dy, dsum, &[]];
-            T::backward_residual(level, layer, streams, kept.rows(rows), from, dresidual, &mut [], &mut columns);
+            T::backward_residual(level, layer, place, kept.rows(rows), from, dresidual, &mut [], &mut columns);
         };
         return Sweep::new(call.shape(), rows, [&sum, &dy, &dsum], [dresidual.part()], (), &kernel).sum(level, grad);
     };
     let kernel = |step: Step<'_, T, _, 4, 2, 0>| {
         let Step { rows, inputs, outputs: [dresidual, dx], mut columns, .. } = step;
-        T::backward_residual(level, layer, streams, kept.rows(rows), inputs, dresidual, dx, &mut columns);
+        T::backward_residual(level, layer, place, kept.rows(rows), inputs, dresidual, dx, &mut columns);
     };
     let outputs = [dresidual.part(), dx.part()];
     Sweep::new(call.shape(), rows, [&sum, &dy, &dsum, mask], outputs, (), &kernel).sum(level, grad);
@@ -211,7 +206,7 @@ pub(crate) fn backward_inplace<T: Element, D: Dimension>(
     let kernel = |step: Step<'_, T, _, 1, 1, 1>| {
         let Step { rows, inputs: [x], outputs: [dx], scratch: [dy], mut columns, .. } = step;
         dy.copy_from_slice(dx);
-        T::backward(level, layer, false, kept.rows(rows), x, dy, dx, &mut columns);
+        T::backward(level, layer, Place::Core, kept.rows(rows), x, dy, dx, &mut columns);
     };
     Sweep::new(call.shape(), rows, [&x], [dx.part()], (), &kernel).in_place().sum(level, grad);
 }
@@ -251,7 +246,7 @@ pub(crate) fn backward_from<T: Element, D: Dimension>(
         let none = &T::ZEROS[..rows.len()];
         let like =
             KeptRows { mean: none, low: none, rstd: &T::ONES[..rows.len()], exponent: &[0; CHAIN][..rows.len()] };
-        T::backward(level, layer, false, like, x, dy, dx, &mut columns);
+        T::backward(level, layer, Place::Core, like, x, dy, dx, &mut columns);
         T::scale_rows(level, &kept.rstd[rows], dx);
     };
     Sweep::new(call.shape(), rows, [&from], [dx.part()], (), &kernel).in_place().sum(level, grad);

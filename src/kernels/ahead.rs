@@ -1,26 +1,26 @@
-//! y of rows from memory, and the sums of the row that follows.
+//! y of rows from memory, whose lines are asked for before they are read.
 //!
 //! ```text
-//! each block of a row:
-//!     h of this block of the next row
-//!     each vector:   y of this row,   s and q of the next
+//! each row of one block:          s and q, asking for what comes 2 KiB behind,   then y
+//! each block of a longer row:     h of this block of the next row
+//!     each vector:                y of this row,   s and q of the next, asking likewise
 //! ```
 //!
-//! Loads and stores come in turns, as in a copy, and no load waits for the statistics of a row. The equations and the order
-//! of additions are those of [`normalize`](super::normalize). On a Skylake, with AVX2, rows of 256 features and more take 0.75
-//! to 0.95 of the time of rows taken one by one; on a Zen 4, with AVX-512, they took longer.
+//! A longer row does not stay in L1 with its y, gain and bias: there, loads and stores come in turns, as in a copy, and no
+//! load waits for the statistics of a row. The equations and the order of additions are those of
+//! [`normalize`](super::normalize). On a Skylake, with AVX2, this takes 0.75 to 0.95 of the time of the kernels there. It
+//! has not been measured on AVX-512; there rows summed ahead, without asking, took longer on a Zen 4.
 
 use fearless_simd::{Simd, SimdBase};
 use fearless_simd_macros::simd;
 
-use crate::kernels::moments::{CARRY, Moments, Partial, Spread, moments_of, near_of, row_moments};
+use crate::kernels::moments::{CARRY, Moments, Partial, Spread, moments_of, near_of, partial_sums, row_moments};
 use crate::kernels::normalize::{Lanes, Layer, SavedRows, end_row, write};
 use crate::number::Number;
-use crate::simd::{TURNS, Tail, Vector, Vectors, load, splat, vectors};
+use crate::simd::{Prefetch, TURNS, Tail, Vector, Vectors, load, splat, vectors};
 
 /// Normalizes rows of any number of features, side by side in `x` and `y`.
 #[simd]
-#[inline(never)]
 pub(crate) fn forward<S: Simd, T: Number>(
     simd: S,
     layer: Layer<'_, T>,
@@ -28,11 +28,53 @@ pub(crate) fn forward<S: Simd, T: Number>(
     y: &mut [T],
     saved: &mut Option<SavedRows<'_, T>>,
 ) {
+    if layer.features <= T::BLOCK {
+        blocks(simd, layer, x, y, saved);
+    } else {
+        long_rows(simd, layer, x, y, saved);
+    }
+}
+
+/// Rows of one block.
+#[simd]
+#[inline(never)]
+fn blocks<S: Simd, T: Number>(
+    simd: S,
+    layer: Layer<'_, T>,
+    x: &[T],
+    y: &mut [T],
+    saved: &mut Option<SavedRows<'_, T>>,
+) {
     let Layer { features, spread, .. } = layer;
-    let tails = [T::BLOCK.min(features), features % T::BLOCK].map(
+    let tail = &Tail::new(simd, features);
+    let affine = (layer.gain(0, features), layer.bias(0, features));
+    let all = x;
+    for (row, (x, y)) in x.chunks_exact(features).zip(y.chunks_exact_mut(features)).enumerate() {
+        let near = near_of(simd, tail, x, spread);
+        let sums = partial_sums(simd, tail, x, near, Prefetch::new(all, row * features));
+        let statistics = moments_of(simd, tail, x, near, sums, spread).finish(spread);
+        let lanes = Lanes::new(simd, statistics.mean, statistics.low, statistics.rstd);
+        write(simd, tail, affine, &[lanes], [x], [y]);
+        end_row(simd, layer, &statistics, x, y, saved, row);
+    }
+}
+
+/// Rows of several blocks.
+#[simd]
+#[inline(never)]
+fn long_rows<S: Simd, T: Number>(
+    simd: S,
+    layer: Layer<'_, T>,
+    x: &[T],
+    y: &mut [T],
+    saved: &mut Option<SavedRows<'_, T>>,
+) {
+    let Layer { features, spread, .. } = layer;
+    let tails = [T::BLOCK, features % T::BLOCK].map(
         #[inline(always)]
         |len| Tail::new(simd, len),
     );
+    let all = x;
     let mut rows = x.chunks_exact(features);
     let mut next = rows.next();
     let mut statistics = row_moments(simd, spread, next.unwrap_or_default()).finish(spread);
@@ -43,12 +85,14 @@ pub(crate) fn forward<S: Simd, T: Number>(
         let mut moments = Moments::none();
         for start in (0..features).step_by(T::BLOCK) {
             let at = start..(start + T::BLOCK).min(features);
-            let tail = if at.len() == tails[0].len() { &tails[0] } else { &tails[1] };
+            let tail = if at.len() == T::BLOCK { &tails[0] } else { &tails[1] };
             let affine = (layer.gain(start, at.len()), layer.bias(start, at.len()));
+            let prefetch = Prefetch::new(all, (row + 1) * features + start);
             let (x, y) = (&x[at.clone()], &mut y[at.clone()]);
             match next {
                 Some(next) => {
-                    moments = moments.join(write_and_sum(simd, tail, affine, &lanes, x, y, &next[at], spread));
+                    moments =
+                        moments.join(write_and_sum(simd, tail, affine, &lanes, x, y, &next[at], spread, prefetch));
                 }
                 None => write(simd, tail, affine, &[lanes], [x], [y]),
             }
@@ -70,6 +114,7 @@ fn write_and_sum<S: Simd, T: Number>(
     y: &mut [T],
     next: &[T],
     spread: Spread,
+    prefetch: Prefetch<'_, T>,
 ) -> Moments<T> {
     let near = near_of(simd, tail, next, spread);
     let near_lanes = splat(simd, near);
@@ -86,6 +131,7 @@ fn write_and_sum<S: Simd, T: Number>(
         let mut chain = Partial::new::<S, T>(simd, near_lanes);
         while at < end {
             for t in 0..TURNS {
+                prefetch.line((TURNS * at + t) * T::LANES);
                 chain.add(t, load::<S, T>(simd, &pairs[at][t]));
                 let (gain, bias) = (load::<S, T>(simd, &gain_pairs[at][t]), load::<S, T>(simd, &bias_pairs[at][t]));
                 lanes.affine(load::<S, T>(simd, &x_pairs[at][t]), gain, bias).store_array(&mut y_pairs[at][t]);

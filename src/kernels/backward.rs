@@ -29,23 +29,23 @@ use std::ops::Range;
 use fearless_simd::{Simd, SimdBase};
 use fearless_simd_macros::simd;
 
-use crate::kernels::normalize::Layer;
+use crate::kernels::normalize::{Layer, Place};
 use crate::kernels::passes::{Coefficients, Columns, KeptRows, Row, Second, Sums, sums, write};
 use crate::number::{Number, times_power_of_two};
-use crate::simd::{Tail, Vector, splat, tree};
+use crate::simd::{Prefetch, Tail, Vector, is_avx2, splat, tree};
 
 /// Vectors of the longest rows that are best read and written one by one where memory sets the pace.
 const ALONE: usize = 72;
 
 /// dx of rows of any number of features, side by side in `x`, `dy` and `dx`; adds their columns to `columns`.
 ///
-/// `streams`: the arrays of the whole call do not fit into the caches.
+/// `place`: that of the arrays of the whole call.
 #[simd]
 #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
 pub(crate) fn backward<S: Simd, T: Number>(
     simd: S,
     layer: Layer<'_, T>,
-    streams: bool,
+    place: Place,
     kept: KeptRows<'_, T>,
     x: &[T],
     dy: &[T],
@@ -64,23 +64,30 @@ pub(crate) fn backward<S: Simd, T: Number>(
     }
     let vectors = features.div_ceil(T::LANES);
     let narrow = const { S::f32s::LEN < 8 };
-    let done = if narrow || streams && (5..=ALONE).contains(&vectors) {
-        // Memory sets the pace, and it is fastest where each row is read and written before the next.
+    // Memory sets the pace, and it is fastest where each row is read and written before the next.
+    let alone = if const { is_avx2::<S>() } {
+        place == Place::Shared && vectors > 8 || place == Place::Memory && vectors > 4
+    } else {
+        place == Place::Memory && (5..=ALONE).contains(&vectors)
+    };
+    let done = if narrow || alone {
         0
     } else if vectors <= 8 {
         // The reductions are a large part of the work.
-        groups::<S, T, 8, 2>(simd, &layer, &kept, x, dy, dx, columns, 0..rows / 8 * 8)
+        groups::<S, T, 8, 2>(simd, &layer, &kept, x, dy, dx, columns, 0..rows / 8 * 8, false)
     } else if vectors <= ALONE {
-        groups::<S, T, 2, 2>(simd, &layer, &kept, x, dy, dx, columns, 0..rows / 2 * 2)
+        groups::<S, T, 2, 2>(simd, &layer, &kept, x, dy, dx, columns, 0..rows / 2 * 2, false)
     } else {
         // The columns are a large part of the traffic.
-        groups::<S, T, 4, 4>(simd, &layer, &kept, x, dy, dx, columns, 0..rows / 4 * 4)
+        groups::<S, T, 4, 4>(simd, &layer, &kept, x, dy, dx, columns, 0..rows / 4 * 4, false)
     };
-    groups::<S, T, 1, 1>(simd, &layer, &kept, x, dy, dx, columns, done..rows);
+    groups::<S, T, 1, 1>(simd, &layer, &kept, x, dy, dx, columns, done..rows, place != Place::Core);
 }
 
 /// Rows that need not be rescaled, `R` at a time; `R` divides their number, and `P` divides `R`. Returns the row after
 /// the last.
+///
+/// `ask`: what follows in x and dy is asked for before it is read; on AVX2, as in [`ahead`](super::ahead).
 #[simd]
 #[inline(never)]
 #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
@@ -93,7 +100,9 @@ fn groups<S: Simd, T: Number, const R: usize, const P: usize>(
     dx: &mut [T],
     columns: &mut Columns<'_, T>,
     rows: Range<usize>,
+    ask: bool,
 ) -> usize {
+    let all = [x, dy];
     let features = layer.features;
     let end = rows.end;
     let at = rows.start * features..end * features;
@@ -102,11 +111,19 @@ fn groups<S: Simd, T: Number, const R: usize, const P: usize>(
     let inputs = x[at.clone()].chunks_exact(R * features).zip(dy[at.clone()].chunks_exact(R * features));
     for ((first, (x, dy)), dx) in rows.step_by(R).zip(inputs).zip(dx[at].chunks_exact_mut(R * features)) {
         let mut group = Group::<T, R>::new(kept, first);
+        let prefetch = if const { P == 1 && is_avx2::<S>() } && ask {
+            all.map(
+                #[inline(always)]
+                |array| Prefetch::new(array, first * features),
+            )
+        } else {
+            [Prefetch::NONE; 2]
+        };
         if features <= T::BLOCK {
-            group.sum_blocks::<S, P>(simd, &tail, layer, x, dy, columns);
+            group.sum_blocks::<S, P>(simd, &tail, layer, x, dy, columns, prefetch);
             group.write(simd, &tail, gain, features, 0, x, dy, dx);
         } else {
-            group.sum_long_rows::<S, P>(simd, layer, x, dy, columns);
+            group.sum_long_rows::<S, P>(simd, layer, x, dy, columns, prefetch);
             for start in (0..features).step_by(T::BLOCK) {
                 let len = (features - start).min(T::BLOCK);
                 group.write(simd, &Tail::new(simd, len), layer.gain(start, len), features, start, x, dy, dx);
@@ -153,6 +170,7 @@ impl<T: Number, const R: usize> Group<T, R> {
 
     /// The first pass over rows of one block.
     #[inline(always)]
+    #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
     fn sum_blocks<S: Simd, const P: usize>(
         &mut self,
         simd: S,
@@ -161,6 +179,7 @@ impl<T: Number, const R: usize> Group<T, R> {
         x: &[T],
         dy: &[T],
         columns: &mut Columns<'_, T>,
+        prefetch: [Prefetch<'_, T>; 2],
     ) {
         let features = layer.features;
         let gain = layer.gain(0, features);
@@ -168,12 +187,12 @@ impl<T: Number, const R: usize> Group<T, R> {
         let (mut q, mut qd) = (zeros, zeros);
         for (i, (x, dy)) in x.chunks_exact(P * features).zip(dy.chunks_exact(P * features)).enumerate() {
             let (x, dy) = (split(x, features, 0, features), split(dy, features, 0, features));
-            let sums = sums::<S, T, P>(simd, tail, gain, &self.rows(i * P), x, dy, columns);
+            let sums = sums::<S, T, P>(simd, tail, gain, &self.rows(i * P), x, dy, columns, prefetch);
             for r in 0..P {
                 (q[i * P + r], qd[i * P + r]) = sums[r];
             }
         }
-        self.set_coefficients(layer, tree(&mut q).as_slice(), tree(&mut qd).as_slice());
+        self.set_coefficients(layer, tree(simd, &mut q).as_slice(), tree(simd, &mut qd).as_slice());
     }
 
     /// k and m, from Q and Σ q·(x − mean) of each row.
@@ -193,6 +212,7 @@ impl<T: Number, const R: usize> Group<T, R> {
         x: &[T],
         dy: &[T],
         columns: &mut Columns<'_, T>,
+        prefetch: [Prefetch<'_, T>; 2],
     ) {
         let features = layer.features;
         for (i, (x, dy)) in x.chunks_exact(P * features).zip(dy.chunks_exact(P * features)).enumerate() {
@@ -202,9 +222,14 @@ impl<T: Number, const R: usize> Group<T, R> {
                 let len = (features - start).min(T::BLOCK);
                 let (tail, gain) = (Tail::new(simd, len), layer.gain(start, len));
                 let (x, dy) = (split(x, features, start, len), split(dy, features, start, len));
-                let block = sums::<S, T, P>(simd, &tail, gain, &rows, x, dy, &mut columns.part(start..start + len));
+                let columns = &mut columns.part(start..start + len);
+                let prefetch = prefetch.map(
+                    #[inline(always)]
+                    |prefetch| prefetch.skip(start),
+                );
+                let block = sums::<S, T, P>(simd, &tail, gain, &rows, x, dy, columns, prefetch);
                 for r in 0..P {
-                    total[r] = total[r].join(Sums::of_partial::<S, T>(block[r].0, block[r].1));
+                    total[r] = total[r].join(Sums::of_partial::<S, T>(simd, block[r].0, block[r].1));
                 }
             }
             for r in 0..P {
@@ -298,8 +323,8 @@ fn row_sums<S: Simd, T: Number>(
         return row.with_rescaled(x, |row, x| row_sums(simd, layer, row, start, x, dy, columns));
     }
     let (tail, gain) = (Tail::new(simd, x.len()), layer.gain(start, x.len()));
-    let [(q, qd)] = sums(simd, &tail, gain, &[*row], [x], [dy], columns);
-    Sums::of_partial::<S, T>(q, qd)
+    let [(q, qd)] = sums(simd, &tail, gain, &[*row], [x], [dy], columns, [Prefetch::NONE; 2]);
+    Sums::of_partial::<S, T>(simd, q, qd)
 }
 
 /// The first pass over a tile of columns, at most a block, of rows side by side in `x` and `dy`: the sums of each row.
@@ -331,9 +356,9 @@ pub(crate) fn tile_sums<S: Simd, T: Number>(
         }
         let (x, dy) = (&x[first * features..], &dy[first * features..]);
         let (x, dy) = (split(x, features, start, len), split(dy, features, start, len));
-        let block = sums::<S, T, 4>(simd, &tail, gain, &four, x, dy, columns);
+        let block = sums::<S, T, 4>(simd, &tail, gain, &four, x, dy, columns, [Prefetch::NONE; 2]);
         for r in 0..4 {
-            totals[first + r] = Sums::of_partial::<S, T>(block[r].0, block[r].1).to_wide();
+            totals[first + r] = Sums::of_partial::<S, T>(simd, block[r].0, block[r].1).to_wide();
         }
     }
     for i in fours..rows.len() {

@@ -45,7 +45,7 @@ pub(crate) fn sums<S: Simd, T: Number, const A: usize, const N: usize>(
     }
     let mut wide = [T::Wide::default(); N];
     for n in 0..N {
-        wide[n] = wide[n].add(tree(&mut [sums[n]])[0].into());
+        wide[n] = wide[n].add(tree(simd, &mut [sums[n]])[0].into());
     }
     wide
 }

@@ -8,7 +8,7 @@ use fearless_simd_macros::simd;
 
 use crate::kernels::moments::{Moments, Spread, Statistics, near_means, partial_sums, row_moments, sample};
 use crate::number::Number;
-use crate::simd::{Tail, Vector, splat, tree};
+use crate::simd::{Prefetch, Tail, Vector, splat, tree};
 
 /// The statistics of `R` rows. Arrays, not an array of rows: they are computed as vectors then.
 pub(crate) struct Group<T, const R: usize> {
@@ -33,7 +33,7 @@ impl<T: Number, const R: usize> Group<T, R> {
         let zeros = [splat(simd, T::zero()); R];
         let (mut sums, mut squares) = (zeros, zeros);
         for (i, row) in rows.chunks_exact(features).enumerate() {
-            [sums[i], squares[i]] = partial_sums(simd, tail, row, near.as_slice()[i]);
+            [sums[i], squares[i]] = partial_sums(simd, tail, row, near.as_slice()[i], Prefetch::NONE);
         }
         Self::of_partial_sums(simd, tail, rows, near, [sums, squares], spread)
     }
@@ -48,8 +48,8 @@ impl<T: Number, const R: usize> Group<T, R> {
         [mut sums, mut squares]: [[Vector<S, T>; R]; 2],
         spread: Spread,
     ) -> Self {
-        let sums = if spread.centred { tree(&mut sums) } else { splat(simd, T::zero()) };
-        let squares = tree(&mut squares);
+        let sums = if spread.centred { tree(simd, &mut sums) } else { splat(simd, T::zero()) };
+        let squares = tree(simd, &mut squares);
         let sums_of = [near.as_slice(), sums.as_slice(), squares.as_slice()];
         let group = Self::of_sums(tail.len(), R, sums_of, spread);
         if group.safe || !spread.centred {

@@ -31,7 +31,7 @@ use fearless_simd::{Simd, SimdBase};
 use fearless_simd_macros::simd;
 
 use crate::number::{Number, Wide, power_of_two, times_power_of_two};
-use crate::simd::{TURNS, Tail, Turns, Vector, Vectors, load, splat, tree, vectors};
+use crate::simd::{Prefetch, TURNS, Tail, Turns, Vector, Vectors, load, splat, tree, vectors};
 
 /// Vectors of a sample: one mean of 64 (f32) numbers is within σ/2 of μ but for one in 15,000 normal blocks.
 const SAMPLE: usize = 4;
@@ -201,7 +201,7 @@ pub(crate) fn sample<S: Simd, T: Number>(simd: S, tail: &Tail<S, T>, block: &[T]
 #[inline(always)]
 pub(crate) fn near_means<S: Simd, T: Number>(simd: S, len: usize, samples: &mut [Vector<S, T>]) -> Vector<S, T> {
     let count = if len >= SAMPLE * T::LANES { SAMPLE * T::LANES } else { len };
-    tree(samples) / splat(simd, T::from_f64(count as f64))
+    tree(simd, samples) / splat(simd, T::from_f64(count as f64))
 }
 
 /// Pairs of vectors after which partial sums are carried: long chains of like terms round one way, and carried every 8
@@ -225,18 +225,27 @@ impl<V: Copy> Partial<V> {
 
     /// Of a chain of pairs.
     #[inline(always)]
-    fn of_chain<S: Simd, T: Number<Vector<S> = V>>(simd: S, near: V, chain: &[[T::Chunk; TURNS]]) -> Self
+    fn of_chain<S: Simd, T: Number<Vector<S> = V>>(
+        simd: S,
+        near: V,
+        chain: &[[T::Chunk; TURNS]],
+        prefetch: Prefetch<'_, T>,
+    ) -> Self
     where
         V: SimdBase<S>,
     {
         let mut partial = Self::new::<S, T>(simd, near);
         let Some(([first, second], chain)) = chain.split_first() else { return partial };
         for (turn, x) in [first, second].into_iter().enumerate() {
+            prefetch.line(turn * T::LANES);
             let d = load::<S, T>(simd, x) - near;
             (partial.sum[turn], partial.squares[turn]) = (d, d * d);
         }
-        for [first, second] in chain {
+        for (pair, [first, second]) in chain.iter().enumerate() {
+            let at = (pair + 1) * TURNS * T::LANES;
+            prefetch.line(at);
             partial.add(0, load::<S, T>(simd, first));
+            prefetch.line(at + T::LANES);
             partial.add(1, load::<S, T>(simd, second));
         }
         partial
@@ -283,13 +292,20 @@ impl<V: Copy> Partial<V> {
 
 /// The partial sums of s and of q of a block about `near`.
 #[inline(always)]
-pub(crate) fn partial_sums<S: Simd, T: Number>(simd: S, tail: &Tail<S, T>, block: &[T], near: T) -> [Vector<S, T>; 2] {
+pub(crate) fn partial_sums<S: Simd, T: Number>(
+    simd: S,
+    tail: &Tail<S, T>,
+    block: &[T],
+    near: T,
+    prefetch: Prefetch<'_, T>,
+) -> [Vector<S, T>; 2] {
     let near = splat(simd, near);
     let Vectors { pairs, odd } = vectors(block);
     let (first, chains) = pairs.split_at(CARRY.min(pairs.len()));
-    let mut partial = Partial::of_chain::<S, T>(simd, near, first);
-    for chain in chains.chunks(CARRY) {
-        partial.join(&Partial::of_chain::<S, T>(simd, near, chain));
+    let mut partial = Partial::of_chain::<S, T>(simd, near, first, prefetch);
+    for (i, chain) in chains.chunks(CARRY).enumerate() {
+        let prefetch = prefetch.skip((i + 1) * CARRY * TURNS * T::LANES);
+        partial.join(&Partial::of_chain::<S, T>(simd, near, chain, prefetch));
     }
     if let Some(x) = odd {
         partial.add(0, load::<S, T>(simd, x));
@@ -300,7 +316,7 @@ pub(crate) fn partial_sums<S: Simd, T: Number>(simd: S, tail: &Tail<S, T>, block
 /// The moments of a block about `near`.
 #[inline(always)]
 fn moments_about<S: Simd, T: Number>(simd: S, tail: &Tail<S, T>, block: &[T], near: T) -> Moments<T> {
-    let sums = tree(&mut partial_sums(simd, tail, block, near));
+    let sums = tree(simd, &mut partial_sums(simd, tail, block, near, Prefetch::NONE));
     Moments::of_block(block.len() as f64, near, sums[0], sums[1])
 }
 
@@ -323,7 +339,7 @@ pub(crate) fn moments_of<S: Simd, T: Number>(
     mut sums: [Vector<S, T>; 2],
     spread: Spread,
 ) -> Moments<T> {
-    let (sums, count) = (tree(&mut sums), block.len() as f64);
+    let (sums, count) = (tree(simd, &mut sums), block.len() as f64);
     if spread.centred {
         Moments::of_block(count, near, sums[0], sums[1]).or_once_more(simd, tail, block)
     } else {
@@ -336,7 +352,7 @@ pub(crate) fn moments_of<S: Simd, T: Number>(
 pub(crate) fn block_moments<S: Simd, T: Number>(simd: S, spread: Spread, block: &[T]) -> Moments<T> {
     let tail = Tail::new(simd, block.len());
     let near = near_of(simd, &tail, block, spread);
-    moments_of(simd, &tail, block, near, partial_sums(simd, &tail, block, near), spread)
+    moments_of(simd, &tail, block, near, partial_sums(simd, &tail, block, near, Prefetch::NONE), spread)
 }
 
 /// The moments of a row of any length.

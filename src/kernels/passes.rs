@@ -8,7 +8,7 @@ use crate::kernels::moments::Statistics;
 use crate::kernels::normalize::Layer;
 use crate::kernels::rescale::{rescale, rescued_at};
 use crate::number::{LARGEST_BLOCK, Number, Wide, power_of_two};
-use crate::simd::{TURNS, Tail, Vector, load, splat, tree, vectors};
+use crate::simd::{Prefetch, TURNS, Tail, Vector, load, splat, tree, vectors};
 
 /// What forward kept of some rows, one number a row in each slice.
 #[derive(Clone, Copy, Debug)]
@@ -50,8 +50,8 @@ pub(crate) struct Sums<W> {
 impl<W: Wide> Sums<W> {
     /// From the partial sums of a block.
     #[inline(always)]
-    pub(crate) fn of_partial<S: Simd, T: Number<Wide = W>>(q: Vector<S, T>, qd: Vector<S, T>) -> Self {
-        let (q, qd) = (tree(&mut [q])[0], tree(&mut [qd])[0]);
+    pub(crate) fn of_partial<S: Simd, T: Number<Wide = W>>(simd: S, q: Vector<S, T>, qd: Vector<S, T>) -> Self {
+        let (q, qd) = (tree(simd, &mut [q])[0], tree(simd, &mut [qd])[0]);
         Self { q: W::default().add(q.into()), qd: W::default().add(qd.into()) }
     }
 
@@ -209,8 +209,10 @@ impl<V: Copy> Lanes<V> {
     }
 }
 
-/// The first pass over a block of each of `P` rows: their partial sums; adds to `columns`.
+/// The first pass over a block of each of `P` rows: their partial sums; adds to `columns`. What follows in x and dy is asked
+/// for meanwhile.
 #[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
 pub(crate) fn sums<S: Simd, T: Number, const P: usize>(
     simd: S,
     tail: &Tail<S, T>,
@@ -219,6 +221,7 @@ pub(crate) fn sums<S: Simd, T: Number, const P: usize>(
     x: [&[T]; P],
     dy: [&[T]; P],
     columns: &mut Columns<'_, T>,
+    prefetch: [Prefetch<'_, T>; 2],
 ) -> [(Vector<S, T>, Vector<S, T>); P] {
     let zero = splat(simd, T::zero());
     let mut lanes = [Lanes::new(simd, &rows[0]); P];
@@ -236,6 +239,9 @@ pub(crate) fn sums<S: Simd, T: Number, const P: usize>(
         let (x, dy) = (xs.map(|x| &x.pairs[..count]), dys.map(|dy| &dy.pairs[..count]));
         for i in 0..count {
             for t in 0..TURNS {
+                for array in prefetch {
+                    array.line((TURNS * i + t) * T::LANES);
+                }
                 let gain = load::<S, T>(simd, &gains.pairs[i][t]);
                 let (mut dgain, mut dbias) = (load::<S, T>(simd, &dgains[i][t]), load::<S, T>(simd, &dbiases[i][t]));
                 for r in 0..P {

@@ -45,7 +45,7 @@ fn part<T>(array: &[T], at: Range<usize>) -> &[T] {
 pub(crate) fn forward<S: Simd, T: Number, const R: usize>(
     simd: S,
     layer: Layer<'_, T>,
-    streams: bool,
+    place: Place,
     [x, mask, residual]: [&[T]; 3],
     [y, sum]: [&mut [T]; 2],
     mut saved: Option<SavedRows<'_, T>>,
@@ -55,7 +55,7 @@ pub(crate) fn forward<S: Simd, T: Number, const R: usize>(
         let at = rows.start * features..rows.end * features;
         let (sum, y) = (&mut sum[at.clone()], &mut y[at.clone()]);
         let (x, mask, residual) = (&x[at.clone()], part(mask, at.clone()), &residual[at]);
-        if streams {
+        if place == Place::Memory {
             // All lines are fetched at once: those of y would be waited for later, when nothing else is.
             add_residual(simd, x, mask, residual, [&mut *sum, &mut *y]);
         } else {
@@ -76,7 +76,7 @@ pub(crate) fn forward<S: Simd, T: Number, const R: usize>(
 pub(crate) fn backward<S: Simd, T: Number, const R: usize>(
     simd: S,
     layer: Layer<'_, T>,
-    streams: bool,
+    place: Place,
     kept: KeptRows<'_, T>,
     [sum, dy, dsum, mask]: [&[T]; 4],
     dresidual: &mut [T],
@@ -88,7 +88,7 @@ pub(crate) fn backward<S: Simd, T: Number, const R: usize>(
         let at = rows.start * features..rows.end * features;
         let dresidual = &mut dresidual[at.clone()];
         let (sum, dy) = (&sum[at.clone()], &dy[at.clone()]);
-        short::backward::<S, T, R>(simd, layer, streams, kept.rows(rows), sum, dy, dresidual, columns);
+        short::backward::<S, T, R>(simd, layer, place, kept.rows(rows), sum, dy, dresidual, columns);
         add_to(simd, dresidual, part(dsum, at.clone()));
         if !mask.is_empty() {
             multiply(simd, &mask[at.clone()], dresidual, &mut dx[at]);

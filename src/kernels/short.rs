@@ -125,7 +125,7 @@ fn normalize_group<S: Simd, T: Number, const R: usize>(
 pub(crate) fn backward<S: Simd, T: Number, const R: usize>(
     simd: S,
     layer: Layer<'_, T>,
-    streams: bool,
+    place: Place,
     kept: KeptRows<'_, T>,
     x: &[T],
     dy: &[T],
@@ -135,7 +135,7 @@ pub(crate) fn backward<S: Simd, T: Number, const R: usize>(
     let features = layer.features;
     let rows = kept.mean.len();
     if features >= R || rows < few(R) || !kept.are_plain() {
-        return narrow::backward::backward::<S, T, R>(simd, layer, streams, kept, x, dy, dx, columns);
+        return narrow::backward::backward::<S, T, R>(simd, layer, place, kept, x, dy, dx, columns);
     }
     let (mut x_copy, mut dy_copy, mut dx_copy) = ([[T::zero(); R]; R], [[T::zero(); R]; R], [[T::zero(); R]; R]);
     let (x_copy, dy_copy) = (x_copy.as_flattened_mut(), dy_copy.as_flattened_mut());
@@ -297,9 +297,9 @@ mod tests {
         let (mut dgain, mut dbias) = (vec![-T::zero(); layer.features], vec![garbage; layer.features]);
         let columns = &mut Columns { dgain: &mut dgain, dbias: &mut dbias };
         if here {
-            backward::<S, T, R>(simd, layer, false, kept, x, dy, &mut dx, columns);
+            backward::<S, T, R>(simd, layer, place, kept, x, dy, &mut dx, columns);
         } else {
-            backward::backward(simd, layer, false, kept, x, dy, &mut dx, columns);
+            backward::backward(simd, layer, Place::Core, kept, x, dy, &mut dx, columns);
         }
         let exponent = exponent.iter().map(|&exponent| T::from_f64(exponent.into())).collect();
         [

@@ -5,7 +5,7 @@ use fearless_simd_macros::simd;
 
 use crate::kernels::backward::{self, Group};
 use crate::kernels::narrow::{at, vectors};
-use crate::kernels::normalize::Layer;
+use crate::kernels::normalize::{Layer, Place};
 use crate::kernels::passes::{Columns, KeptRows, Lanes};
 use crate::number::Number;
 use crate::simd::{TURNS, Tail, splat, tree};
@@ -16,7 +16,7 @@ use crate::simd::{TURNS, Tail, splat, tree};
 pub(crate) fn backward<S: Simd, T: Number, const R: usize>(
     simd: S,
     layer: Layer<'_, T>,
-    streams: bool,
+    place: Place,
     kept: KeptRows<'_, T>,
     x: &[T],
     dy: &[T],
@@ -28,10 +28,11 @@ pub(crate) fn backward<S: Simd, T: Number, const R: usize>(
     // Gain, dgain and dbias should not be many more than the registers hold.
     let most = const { if S::f32s::LEN < 16 { 5 } else { 10 } };
     if const { S::f32s::LEN < 8 } || features < T::LANES || vectors > most || !kept.are_plain() {
-        return backward::backward(simd, layer, streams, kept, x, dy, dx, columns);
+        return backward::backward(simd, layer, place, kept, x, dy, dx, columns);
     }
+    let streams = place == Place::Memory;
     let groups = match vectors {
-        2 | 3 if streams => return backward::backward(simd, layer, streams, kept, x, dy, dx, columns),
+        2 | 3 if streams => return backward::backward(simd, layer, place, kept, x, dy, dx, columns),
         1 if streams => groups::<S, T, 2, 1>,
         4 if streams => groups::<S, T, 4, 4>,
         5 if streams => groups::<S, T, 2, 5>,
@@ -54,7 +55,7 @@ pub(crate) fn backward<S: Simd, T: Number, const R: usize>(
     let done = groups(simd, &layer, &kept, x, dy, dx, columns);
     let rest = done * features..;
     let kept = kept.rows(done..kept.mean.len());
-    backward::backward(simd, layer, streams, kept, &x[rest.clone()], &dy[rest.clone()], &mut dx[rest], columns);
+    backward::backward(simd, layer, place, kept, &x[rest.clone()], &dy[rest.clone()], &mut dx[rest], columns);
 }
 
 /// dx of groups of `R` rows of `N` vectors, the last of which need not be full; adds to `columns`. Returns the row after
@@ -99,7 +100,7 @@ fn groups<S: Simd, T: Number, const R: usize, const N: usize>(
             }
             (q[r], qd[r]) = (turns[0].0 + turns[1].0, turns[0].1 + turns[1].1);
         }
-        group.set_coefficients(layer, tree(&mut q).as_slice(), tree(&mut qd).as_slice());
+        group.set_coefficients(layer, tree(simd, &mut q).as_slice(), tree(simd, &mut qd).as_slice());
         for r in 0..R {
             let row = group.second(simd, r);
             let x = vectors::<S, T, N>(simd, features, x, r);

@@ -9,7 +9,7 @@ use crate::kernels::moments::{Spread, near_means};
 use crate::kernels::narrow::{at, vectors};
 use crate::kernels::normalize::{self, Lanes, Layer, Place, SavedRows};
 use crate::number::Number;
-use crate::simd::{TURNS, Tail, Vector, is_avx2, splat};
+use crate::simd::{Prefetch, TURNS, Tail, Vector, is_avx2, splat};
 
 /// Bytes of the longest rows that are summed ahead: what is written was read a row ago, and should still be in L2.
 const LONGEST: usize = 224 * 1024;
@@ -25,10 +25,9 @@ pub(crate) fn forward<S: Simd, T: Number, const R: usize>(
     mut saved: Option<SavedRows<'_, T>>,
 ) {
     let vectors = layer.features.div_ceil(T::LANES);
-    let streams = place == Place::Memory;
+    let streams = place == Place::Memory || const { is_avx2::<S>() } && place == Place::Shared;
     let most = const { if S::f32s::LEN < 16 { 10 } else { 12 } };
-    let wanted = vectors > 16 && place >= Place::Shared || vectors > most && streams;
-    if const { is_avx2::<S>() } && wanted && layer.features * size_of::<T>() <= LONGEST {
+    if const { is_avx2::<S>() } && streams && vectors > 8 && layer.features * size_of::<T>() <= LONGEST {
         return ahead::forward(simd, layer, x, y, &mut saved);
     }
     // Narrow registers do not hold a row.
@@ -41,12 +40,10 @@ pub(crate) fn forward<S: Simd, T: Number, const R: usize>(
             2 => interleaved::<S, T, 4, 2>,
             3 => interleaved::<S, T, 4, 3>,
             4 => interleaved::<S, T, 4, 4>,
-            5 => interleaved::<S, T, 2, 5>,
-            6 => interleaved::<S, T, 2, 6>,
-            7 => interleaved::<S, T, 2, 7>,
-            8 => interleaved::<S, T, 1, 8>,
-            9 => interleaved::<S, T, 1, 9>,
-            _ => interleaved::<S, T, 1, 10>,
+            5 => interleaved::<S, T, 4, 5>,
+            6 => interleaved::<S, T, 4, 6>,
+            7 => interleaved::<S, T, 4, 7>,
+            _ => interleaved::<S, T, 2, 8>,
         };
         interleaved(simd, layer, x, y, &mut saved)
     } else {
@@ -123,7 +120,7 @@ fn groups<S: Simd, T: Number, const R: usize, const N: usize>(
 }
 
 /// [`groups`], where a row of the next group is summed and a row of this one written, in turns: loads and stores come as in
-/// a copy, and no load waits for statistics.
+/// a copy, and no load waits for statistics or, if it was asked for in time, for memory.
 #[simd]
 #[inline(never)]
 fn interleaved<S: Simd, T: Number, const R: usize, const N: usize>(
@@ -137,6 +134,7 @@ fn interleaved<S: Simd, T: Number, const R: usize, const N: usize>(
     let tail = Tail::new(simd, features);
     let gain = vectors::<S, T, N>(simd, features, layer.gain(0, features), 0);
     let bias = vectors::<S, T, N>(simd, features, layer.bias(0, features), 0);
+    let all = x;
     let mut inputs = x.chunks_exact(R * features);
     let Some(mut x) = inputs.next() else { return 0 };
     let mut near = near_means_of::<S, T, R, N>(simd, &tail, x, spread);
@@ -148,7 +146,11 @@ fn interleaved<S: Simd, T: Number, const R: usize, const N: usize>(
         let next_near = near_means_of::<S, T, R, N>(simd, &tail, next, spread);
         let group = Group::<T, R>::of_partial_sums(simd, &tail, x, near, sums, spread);
         near = next_near;
+        let prefetch = Prefetch::new(all, (first + R) * features);
         for r in 0..R {
+            for v in 0..N {
+                prefetch.line(r * features + v * T::LANES);
+            }
             let row = &next[r * features..(r + 1) * features];
             let [[sum], [squares]] = partial_sums::<S, T, 1, N>(simd, &tail, row, splat(simd, near.as_slice()[r]));
             (sums[0][r], sums[1][r]) = (sum, squares);
