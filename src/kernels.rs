@@ -29,6 +29,7 @@ use std::ops::Range;
 use fearless_simd::{Level, dispatch};
 
 use crate::number::Number;
+use crate::simd::Prefetch;
 
 #[cfg(feature = "rnn")]
 pub(crate) mod activations;
@@ -246,7 +247,7 @@ kernels! {
 
     /// [`elementwise::add_residual`]
     fn add_residual(level: Level, x: &[Self], mask: &[Self], residual: &[Self], sum: &mut [Self]) {
-        dispatch!(level, simd => elementwise::add_residual(simd, x, mask, residual, [sum]));
+        dispatch!(level, simd => elementwise::add_residual(simd, x, mask, residual, [sum], [Prefetch::NONE; 3]));
     }
 
     /// [`elementwise::add_to`]

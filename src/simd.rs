@@ -124,10 +124,10 @@ pub(crate) fn vectors<T: Number>(block: &[T]) -> Vectors<'_, T::Chunk> {
 }
 
 /// Bytes between what is read and what is asked for meanwhile.
-const DISTANCE: usize = 2048;
+pub(crate) const DISTANCE: usize = 2048;
 
-/// What follows some elements of an array at a [`DISTANCE`]: its lines are asked for while these are read, so that they
-/// are on their way from memory before anything waits for them.
+/// What follows some elements of an array, at a [`DISTANCE`] as a rule: its lines are asked for while these are read, so that
+/// they are on their way from memory before anything waits for them.
 #[derive(Clone, Copy)]
 pub(crate) struct Prefetch<'a, T>(&'a [T]);
 
@@ -138,7 +138,13 @@ impl<'a, T> Prefetch<'a, T> {
     /// For who reads `array` from element `start` on.
     #[inline(always)]
     pub(crate) fn new(array: &'a [T], start: usize) -> Self {
-        Self(array.get(start + DISTANCE / size_of::<T>()..).unwrap_or_default())
+        Self::these(array).skip(start + DISTANCE / size_of::<T>())
+    }
+
+    /// For who reads something else, one element for each of these.
+    #[inline(always)]
+    pub(crate) fn these(elements: &'a [T]) -> Self {
+        Self(elements)
     }
 
     /// For who reads from element `at` on.

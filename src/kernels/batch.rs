@@ -39,7 +39,7 @@ use fearless_simd_macros::simd;
 
 use crate::kernels::moments::Spread;
 use crate::number::{Number, Wide};
-use crate::simd::{Tail, load, pairs, splat};
+use crate::simd::{DISTANCE, Prefetch, Tail, is_avx2, load, pairs, splat};
 
 /// The most rows of a sample: their mean is within σ of μ but for one in 15,000 normal columns.
 pub(crate) const SAMPLE: usize = 16;
@@ -71,6 +71,18 @@ impl<'a, T> Block<'a, T> {
     #[inline(always)]
     pub(crate) fn row(&self, row: usize, columns: Range<usize>) -> &'a [T] {
         &self.rows[row * self.stride + columns.start..][..columns.len()]
+    }
+
+    /// These columns of a row below, to be asked for while a row is read: on AVX2, as in [`ahead`](super::ahead), where rows
+    /// are taken one by one.
+    #[inline(always)]
+    fn prefetch<S: Simd, const R: usize>(&self, row: usize, columns: &Range<usize>) -> Prefetch<'a, T> {
+        if const { R == 1 && is_avx2::<S>() } {
+            let below = (DISTANCE / size_of::<T>() / columns.len()).max(1);
+            Prefetch::these(self.rows).skip((row + below) * self.stride + columns.start)
+        } else {
+            Prefetch::NONE
+        }
     }
 
     /// These columns of `R` rows.
@@ -236,8 +248,8 @@ pub(super) fn are_together<S: Simd, T: Number>(streams: bool, columns: usize) ->
     // Narrow registers do not hold several rows.
     let narrow = const { S::f32s::LEN < 8 };
     // Where memory sets the pace, it is fastest where rows are read one after the other, unless a tile is left for the next
-    // row anyway.
-    !(narrow || streams && columns < TILE * T::LANES)
+    // row anyway, which is not asked for before.
+    !(narrow || streams && (is_avx2::<S>() || columns < TILE * T::LANES))
 }
 
 /// `R` rows at a time; `R` divides their number. Returns the row after the last.
@@ -259,7 +271,10 @@ fn add_rows<S: Simd, T: Number, const BACK: bool, const R: usize>(
         let about = &about[tile.clone()];
         let sums = &mut Sums { products: &mut sums.products[tile.clone()], terms: &mut sums.terms[tile.clone()] };
         for first in rows.clone().step_by(R) {
-            add_group::<S, T, BACK, R>(simd, &tail, about, x.group(first, &tile), dy.group(first, &tile), sums);
+            let of_dy = if BACK { dy.prefetch::<S, R>(first, &tile) } else { Prefetch::NONE };
+            let prefetch = [x.prefetch::<S, R>(first, &tile), of_dy];
+            let (x, dy) = (x.group(first, &tile), dy.group(first, &tile));
+            add_group::<S, T, BACK, R>(simd, &tail, about, x, dy, sums, prefetch);
         }
     }
     rows.end
@@ -273,6 +288,7 @@ fn add_group<S: Simd, T: Number, const BACK: bool, const R: usize>(
     x: [&[T]; R],
     dy: [&[T]; R],
     sums: &mut Sums<'_, T>,
+    prefetch: [Prefetch<'_, T>; 2],
 ) {
     let abouts = T::chunks(about).0;
     let count = abouts.len();
@@ -281,6 +297,9 @@ fn add_group<S: Simd, T: Number, const BACK: bool, const R: usize>(
         let products = &mut T::chunks_mut(sums.products).0[..count];
         let terms = &mut T::chunks_mut(sums.terms).0[..count];
         for i in 0..count {
+            for array in prefetch {
+                array.line(i * T::LANES);
+            }
             let about = load::<S, T>(simd, &abouts[i]);
             let (mut product, mut term) = (load::<S, T>(simd, &products[i]), load::<S, T>(simd, &terms[i]));
             for r in 0..R {

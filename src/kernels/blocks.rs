@@ -7,7 +7,7 @@ use std::ops::Range;
 use fearless_simd::{Simd, SimdBase};
 
 use crate::number::{Number, Wide};
-use crate::simd::{Tail, Vector, front, load, splat, tree};
+use crate::simd::{Prefetch, Tail, Vector, front, load, splat, tree};
 
 /// The blocks of a row.
 #[inline(always)]
@@ -74,7 +74,19 @@ pub(crate) fn joined<W: Wide, const N: usize>(mut sums: [W; N], next: [W; N]) ->
 pub(crate) fn map<S: Simd, T: Number, const A: usize, const B: usize>(
     simd: S,
     from: [&[T]; A],
+    to: [&mut [T]; B],
+    f: impl Fn([Vector<S, T>; A]) -> Vector<S, T>,
+) {
+    map_ahead(simd, from, to, [Prefetch::NONE; A], f);
+}
+
+/// [`map`], and what follows in `from` is asked for meanwhile.
+#[inline(always)]
+pub(crate) fn map_ahead<S: Simd, T: Number, const A: usize, const B: usize>(
+    simd: S,
+    from: [&[T]; A],
     mut to: [&mut [T]; B],
+    prefetch: [Prefetch<'_, T>; A],
     f: impl Fn([Vector<S, T>; A]) -> Vector<S, T>,
 ) {
     let (tail, front) = (Tail::new(simd, to[0].len()), front(to[0]));
@@ -87,6 +99,9 @@ pub(crate) fn map<S: Simd, T: Number, const A: usize, const B: usize>(
     let count = (tail.len() - front) / T::LANES;
     let chunks = chunks_from(from, front, count);
     for i in 0..count {
+        for array in prefetch {
+            array.line(front + i * T::LANES);
+        }
         let value = f(vectors_at::<S, T, A>(simd, chunks, i));
         for to in &mut to {
             value.store_array(&mut T::chunks_mut(&mut to[front..]).0[i]);

@@ -3,12 +3,12 @@
 use fearless_simd::Simd;
 use fearless_simd_macros::simd;
 
-use crate::kernels::blocks::{blocks, map, update};
+use crate::kernels::blocks::{blocks, map, map_ahead, update};
 use crate::kernels::normalize::Layer;
 use crate::number::Number;
-use crate::simd::splat;
+use crate::simd::{Prefetch, splat};
 
-/// Each of `sums` = mask ⊙ x + residual; without a mask where that is empty.
+/// Each of `sums` = mask ⊙ x + residual; without a mask where that is empty. What follows in these is asked for meanwhile.
 #[simd]
 pub(crate) fn add_residual<S: Simd, T: Number, const B: usize>(
     simd: S,
@@ -16,20 +16,23 @@ pub(crate) fn add_residual<S: Simd, T: Number, const B: usize>(
     mask: &[T],
     residual: &[T],
     sums: [&mut [T]; B],
+    [of_x, of_mask, of_residual]: [Prefetch<'_, T>; 3],
 ) {
     if mask.is_empty() {
-        map(
+        map_ahead(
             simd,
             [x, residual],
             sums,
+            [of_x, of_residual],
             #[inline(always)]
             |[x, residual]| x + residual,
         );
     } else {
-        map(
+        map_ahead(
             simd,
             [x, mask, residual],
             sums,
+            [of_x, of_mask, of_residual],
             #[inline(always)]
             |[x, mask, residual]| mask * x + residual,
         );

@@ -17,14 +17,18 @@ use crate::kernels::normalize::{Layer, Place, SavedRows};
 use crate::kernels::passes::{Columns, KeptRows};
 use crate::kernels::short;
 use crate::number::Number;
+use crate::simd::{Prefetch, is_avx2};
 
 /// Bytes of one array that stay in L2 from step to step, beside those of four others. Fewer, that stay in L1, cost more: each
 /// step waits at its end for what the next could do meanwhile.
 const NEAR: usize = 128 * 1024;
 
-/// Ranges of rows to take at once, whole groups of those that kernels like.
-fn some_rows<T: Number>(rows: usize, features: usize) -> impl Iterator<Item = Range<usize>> {
-    let near = NEAR / size_of::<T>() / features;
+/// [`NEAR`], where what the next step reads is asked for during this one, as in [`ahead`](super::ahead).
+const ASKED_FOR: usize = 32 * 1024;
+
+/// Ranges of rows to take at once, whole groups of those that kernels like: not many more than `near` bytes.
+fn some_rows<T: Number>(near: usize, rows: usize, features: usize) -> impl Iterator<Item = Range<usize>> {
+    let near = near / size_of::<T>() / features;
     let step = if near >= 8 {
         near / 8 * 8
     } else if near >= 4 {
@@ -51,15 +55,25 @@ pub(crate) fn forward<S: Simd, T: Number, const R: usize>(
     mut saved: Option<SavedRows<'_, T>>,
 ) {
     let features = layer.features;
-    for rows in some_rows::<T>(x.len() / features, features) {
+    let near = const { if is_avx2::<S>() { ASKED_FOR } else { NEAR } };
+    let all = [x, mask, residual];
+    for rows in some_rows::<T>(near, x.len() / features, features) {
+        let prefetch = if const { is_avx2::<S>() } && place != Place::Core {
+            all.map(
+                #[inline(always)]
+                |array| Prefetch::new(array, rows.start * features),
+            )
+        } else {
+            [Prefetch::NONE; 3]
+        };
         let at = rows.start * features..rows.end * features;
         let (sum, y) = (&mut sum[at.clone()], &mut y[at.clone()]);
         let (x, mask, residual) = (&x[at.clone()], part(mask, at.clone()), &residual[at]);
         if place == Place::Memory {
             // All lines are fetched at once: those of y would be waited for later, when nothing else is.
-            add_residual(simd, x, mask, residual, [&mut *sum, &mut *y]);
+            add_residual(simd, x, mask, residual, [&mut *sum, &mut *y], prefetch);
         } else {
-            add_residual(simd, x, mask, residual, [&mut *sum]);
+            add_residual(simd, x, mask, residual, [&mut *sum], prefetch);
         }
         let saved = saved.as_mut().map(
             #[inline(always)]
@@ -84,7 +98,7 @@ pub(crate) fn backward<S: Simd, T: Number, const R: usize>(
     columns: &mut Columns<'_, T>,
 ) {
     let features = layer.features;
-    for rows in some_rows::<T>(kept.mean.len(), features) {
+    for rows in some_rows::<T>(NEAR, kept.mean.len(), features) {
         let at = rows.start * features..rows.end * features;
         let dresidual = &mut dresidual[at.clone()];
         let (sum, dy) = (&sum[at.clone()], &dy[at.clone()]);

@@ -9,7 +9,7 @@ use crate::kernels::batch::{Block, KeptColumns, are_together, tiles};
 use crate::kernels::blocks::{chunks_from, first_of, last_of, vectors_at};
 use crate::kernels::normalize::Layer;
 use crate::number::Number;
-use crate::simd::{Tail, Vector, front};
+use crate::simd::{Prefetch, Tail, Vector, front};
 
 /// What backward needs beside x to write dx.
 #[derive(Clone, Copy, Debug)]
@@ -79,9 +79,11 @@ fn write_rows<'a, S: Simd, T: Number, const BACK: bool, const R: usize>(
         let columns = if BACK { [mean, low, scale, k, m] } else { [mean, low, scale, bias, bias] };
         let tail = Tail::new(simd, len);
         for (first, out) in rows.clone().step_by(R).zip(groups.iter_mut()) {
+            let of_dy = if BACK { back.dy.prefetch::<S, R>(first, &tile) } else { Prefetch::NONE };
+            let prefetch = [x.prefetch::<S, R>(first, &tile), of_dy];
             let (x, dy) = (x.group(first, &tile), back.dy.group(first, &tile));
             let out = out.each_mut().map(|out| &mut out[tile.clone()]);
-            write_group::<S, T, BACK, R>(simd, &tail, columns, x, dy, out);
+            write_group::<S, T, BACK, R>(simd, &tail, columns, x, dy, out, prefetch);
         }
     }
     rows.end
@@ -96,6 +98,7 @@ fn write_group<S: Simd, T: Number, const BACK: bool, const R: usize>(
     x: [&[T]; R],
     dy: [&[T]; R],
     mut out: [&mut [T]; R],
+    prefetch: [Prefetch<'_, T>; 2],
 ) {
     let front = front(out[0]);
     if front > 0 {
@@ -111,6 +114,9 @@ fn write_group<S: Simd, T: Number, const BACK: bool, const R: usize>(
         let (x, dy) = (chunks_from::<T, R>(x, front, count), chunks_from::<T, R>(dy, front, count));
         let mut out = out.each_mut().map(|out| &mut T::chunks_mut(&mut out[front..]).0[..count]);
         for i in 0..count {
+            for array in prefetch {
+                array.line(front + i * T::LANES);
+            }
             let (columns, xs) = (vectors_at::<S, T, 5>(simd, columns, i), vectors_at::<S, T, R>(simd, x, i));
             let dys = if BACK { vectors_at::<S, T, R>(simd, dy, i) } else { xs };
             let mut results = xs;
