@@ -5,7 +5,7 @@
 //! | [`moments`] | μ and 1/√(σ²+ε) of a row |
 //! | [`rescale`] | the same for rows whose squares overflow or underflow |
 //! | [`normalize`] | y from x and the moments |
-//! | [`ahead`] | the same for rows from memory on AVX2, while the next row is summed |
+//! | [`ahead`] | the same for rows from memory on AVX2, which are asked for before they are read |
 //! | [`passes`] | the two passes of backward over a block |
 //! | [`backward`] | dx, and what each row adds to dgain and dbias |
 //! | [`narrow`] | the same as `normalize` and `backward`, for rows of a few vectors |

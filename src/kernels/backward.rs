@@ -63,14 +63,18 @@ pub(crate) fn backward<S: Simd, T: Number>(
         return;
     }
     let vectors = features.div_ceil(T::LANES);
-    let narrow = const { S::f32s::LEN < 8 };
+    if const { S::f32s::LEN < 8 } {
+        // Narrow registers do not hold two rows.
+        groups::<S, T, 1, 1>(simd, &layer, &kept, x, dy, dx, columns, 0..rows, false);
+        return;
+    }
     // Memory sets the pace, and it is fastest where each row is read and written before the next.
     let alone = if const { is_avx2::<S>() } {
         place == Place::Shared && vectors > 8 || place == Place::Memory && vectors > 4
     } else {
         place == Place::Memory && (5..=ALONE).contains(&vectors)
     };
-    let done = if narrow || alone {
+    let done = if alone {
         0
     } else if vectors <= 8 {
         // The reductions are a large part of the work.
@@ -346,10 +350,11 @@ pub(crate) fn tile_sums<S: Simd, T: Number>(
         #[inline(always)]
         |(row, _)| row.exponent == 0,
     );
-    let narrow = const { S::f32s::LEN < 8 };
-    let fours = if plain && !narrow { rows.len() / 4 * 4 } else { 0 };
+    let mut done = 0;
     let (tail, gain) = (Tail::new(simd, len), layer.gain(start, len));
-    for first in (0..fours).step_by(4) {
+    while const { S::f32s::LEN >= 8 } && plain && done + 4 <= rows.len() {
+        let first = done;
+        done += 4;
         let mut four = [Row::default(); 4];
         for (row, (of_rows, _)) in four.iter_mut().zip(&rows[first..]) {
             *row = *of_rows;
@@ -361,7 +366,7 @@ pub(crate) fn tile_sums<S: Simd, T: Number>(
             totals[first + r] = Sums::of_partial::<S, T>(simd, block[r].0, block[r].1).to_wide();
         }
     }
-    for i in fours..rows.len() {
+    for i in done..rows.len() {
         let at = i * features + start..i * features + tile.end;
         totals[i] = row_sums(simd, layer, &rows[i].0, start, &x[at.clone()], &dy[at], columns).to_wide();
     }

@@ -224,6 +224,14 @@ pub(crate) fn sums<S: Simd, T: Number>(
     sums: &mut Sums<'_, T>,
 ) {
     let rows = x.rows.len().div_ceil(x.stride);
+    if const { S::f32s::LEN < 8 } {
+        // Narrow registers do not hold several rows.
+        match dy {
+            None => add_rows::<S, T, false, 1>(simd, about, x, x, sums, 0..rows),
+            Some(dy) => add_rows::<S, T, true, 1>(simd, about, x, dy, sums, 0..rows),
+        };
+        return;
+    }
     let together = if are_together::<S, T>(streams, about.len()) { rows } else { 0 };
     match dy {
         None => {
@@ -245,11 +253,9 @@ pub(crate) fn sums<S: Simd, T: Number>(
 /// Whether several rows of these columns are best taken together.
 #[inline(always)]
 pub(super) fn are_together<S: Simd, T: Number>(streams: bool, columns: usize) -> bool {
-    // Narrow registers do not hold several rows.
-    let narrow = const { S::f32s::LEN < 8 };
     // Where memory sets the pace, it is fastest where rows are read one after the other, unless a tile is left for the next
     // row anyway, which is not asked for before.
-    !(narrow || streams && (is_avx2::<S>() || columns < TILE * T::LANES))
+    !(streams && (is_avx2::<S>() || columns < TILE * T::LANES))
 }
 
 /// `R` rows at a time; `R` divides their number. Returns the row after the last.

@@ -11,8 +11,8 @@
 //! Never `x·rstd + (−mean·rstd)`: at a large mean that is the difference of two large numbers. Rows taken together
 //! share the latencies of their reductions, divisions and square roots, and the loads of gain and bias. Rows that come
 //! from memory are written one by one, because memory likes one line after the other, and only so many are taken
-//! together that their y, waiting for its lines, does not fill what the processor has for stores; on AVX2 the row that
-//! follows is summed meanwhile ([`ahead`](super::ahead)). From a cache, the next rows' h is on its way while these wait for theirs. None
+//! together that their y, waiting for its lines, does not fill what the processor has for stores; on AVX2 what follows is
+//! asked for meanwhile ([`ahead`](super::ahead)). From a cache, the next rows' h is on its way while these wait for theirs. None
 //! of it changes the order of additions within a row, so none changes a bit.
 
 use std::ops::Range;
@@ -124,12 +124,14 @@ pub(crate) fn forward<S: Simd, T: Number>(
 ) {
     let rows = x.len() / layer.features;
     let vectors = layer.features.div_ceil(T::LANES);
-    let narrow = const { S::f32s::LEN < 8 };
     // Memory likes its lines in order.
     let ahead = !streams;
-    let done = match vectors {
+    if const { S::f32s::LEN < 8 } {
         // Narrow registers do not hold two rows, and the scalar fallback takes minutes to compile them.
-        _ if narrow => 0,
+        groups::<S, T, 1, 1>(simd, layer, x, y, &mut saved, 0..rows, ahead);
+        return;
+    }
+    let done = match vectors {
         9..=16 if streams => groups::<S, T, 2, 1>(simd, layer, x, y, &mut saved, 0..rows / 2 * 2, ahead),
         17.. if streams && layer.features <= T::BLOCK => 0,
         _ => {

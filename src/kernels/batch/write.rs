@@ -35,10 +35,18 @@ pub(crate) fn write<S: Simd, T: Number>(
     out: &mut [&mut [T]],
 ) {
     let rows = out.len();
+    let forward = Back { dy: x, k: kept.mean, m: kept.mean };
+    if const { S::f32s::LEN < 8 } {
+        match back {
+            None => write_rows::<S, T, false, 1>(simd, layer, kept, scale, x, forward, out, 0..rows),
+            Some(back) => write_rows::<S, T, true, 1>(simd, layer, kept, scale, x, back, out, 0..rows),
+        };
+        return;
+    }
     let together = if are_together::<S, T>(streams, kept.mean.len()) { rows } else { 0 };
     match back {
         None => {
-            let back = Back { dy: x, k: kept.mean, m: kept.mean };
+            let back = forward;
             let done = write_rows::<S, T, false, 4>(simd, layer, kept, scale, x, back, out, 0..together / 4 * 4);
             write_rows::<S, T, false, 1>(simd, layer, kept, scale, x, back, out, done..rows);
         }
