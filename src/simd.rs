@@ -15,6 +15,8 @@
 use std::sync::OnceLock;
 
 use fearless_simd::{Level, Select, Simd, SimdBase, dispatch};
+#[cfg(target_feature = "sse")]
+use safe_arch::prefetch_t0 as ask_for;
 
 use crate::number::Number;
 
@@ -156,12 +158,15 @@ impl<'a, T> Prefetch<'a, T> {
     /// Asks for a line, when element `at` is read.
     #[inline(always)]
     pub(crate) fn line(self, at: usize) {
-        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
         if let Some(element) = self.0.get(at) {
-            safe_arch::prefetch_t0(element);
+            ask_for(element);
         }
     }
 }
+
+/// There is no safe way to ask, and none of the kernels does.
+#[cfg(not(target_feature = "sse"))]
+fn ask_for<T>(_element: &T) {}
 
 /// The vector in a chunk.
 #[inline(always)]
