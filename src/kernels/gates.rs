@@ -9,7 +9,7 @@ use std::mem::take;
 use fearless_simd::{Simd, SimdBase};
 
 use crate::kernels::backward::backward;
-use crate::kernels::normalize::{self, Layer, SavedRows};
+use crate::kernels::normalize::{self, Layer, Place, SavedRows};
 use crate::kernels::passes::{Columns, KeptRows};
 use crate::number::Number;
 use crate::simd::{Tail, Vector, load, splat};
@@ -247,7 +247,7 @@ pub(crate) fn norm_back<S: Simd, T: Number>(
     dgain: &mut [T],
     dbias: &mut [T],
 ) {
-    backward(simd, *layer, false, kept, x, dy, dx, &mut Columns { dgain, dbias });
+    backward(simd, *layer, Place::Core, kept, x, dy, dx, &mut Columns { dgain, dbias });
 }
 
 /// sums += terms
