@@ -55,10 +55,11 @@ pub(crate) fn forward<S: Simd, T: Number, const R: usize>(
     mut saved: Option<SavedRows<'_, T>>,
 ) {
     let features = layer.features;
-    let near = const { if is_avx2::<S>() { ASKED_FOR } else { NEAR } };
+    let asks = const { is_avx2::<S>() } && place != Place::Core;
+    let near = if asks { ASKED_FOR } else { NEAR };
     let all = [x, mask, residual];
     for rows in some_rows::<T>(near, x.len() / features, features) {
-        let prefetch = if const { is_avx2::<S>() } && place != Place::Core {
+        let prefetch = if asks {
             all.map(
                 #[inline(always)]
                 |array| Prefetch::new(array, rows.start * features),
