@@ -254,7 +254,7 @@ pub(crate) fn sums<S: Simd, T: Number>(
 #[inline(always)]
 pub(super) fn are_together<S: Simd, T: Number>(streams: bool, columns: usize) -> bool {
     // Where memory sets the pace, it is fastest where rows are read one after the other, unless a tile is left for the next
-    // row anyway, which is not asked for before.
+    // row anyway; on AVX2 that row has been asked for.
     !(streams && (is_avx2::<S>() || columns < TILE * T::LANES))
 }
 
