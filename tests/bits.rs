@@ -433,6 +433,40 @@ fn a_row_has_its_bits_at_every_place_of_a_batch() {
     check_places::<f64>();
 }
 
+/// Stores meet cache lines, wherever the arrays start.
+fn check_starts<T: Bits>() {
+    const ROWS: usize = 7;
+    for features in [72, 143, 144, 176, 301, 1100] {
+        let input = Input::<T>::new(ROWS, features, 2);
+        let expected = run(&input, plain());
+        let [y, dx] = [0, 5].map(|index: usize| &expected[index].1);
+        let garbage = T::of(-12345.678);
+        for (set, start) in instruction_sets().into_iter().flat_map(|set| (0..16).map(move |start| (set, start))) {
+            let layer = input.layer.clone().with_instruction_set(set).expect("the set is available");
+            let (mut saved, mut grad) = (Saved::default(), layer.zero_grad());
+            let mut memory = [0; 2].map(|_| vec![garbage; start + ROWS * features + 16]);
+            let [got_y, got_dx] = memory.each_mut().map(|memory| {
+                ArrayViewMut2::from_shape((ROWS, features), &mut memory[start..][..ROWS * features]).expect("as long")
+            });
+            let mut outputs = [got_y, got_dx];
+            layer.forward_into(&input.x, &mut outputs[0], &mut saved).expect("the shapes fit");
+            layer.backward_into(&input.x, &saved, &input.dy, &mut outputs[1], &mut grad).expect("the shapes fit");
+            for (what, memory, expected) in [("y", &memory[0], y), ("dx", &memory[1], dx)] {
+                let bits = |numbers: &[T]| numbers.iter().map(|x| x.bits()).collect::<Vec<_>>();
+                let around = [vec![garbage; start], vec![garbage; 16]];
+                let expected = [&around[0][..], expected, &around[1]].concat();
+                assert!(bits(memory) == bits(&expected), "{what} of {ROWS} x {features} {}, {set}, {start}", T::NAME);
+            }
+        }
+    }
+}
+
+#[test]
+fn bits_are_the_same_wherever_the_arrays_start() {
+    check_starts::<f32>();
+    check_starts::<f64>();
+}
+
 /// Each thread's buffers are then needed by a call while they are lent to another.
 #[cfg(feature = "rayon")]
 #[test]

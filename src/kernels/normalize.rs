@@ -20,11 +20,12 @@ use std::ops::Range;
 use fearless_simd::{Simd, SimdBase};
 use fearless_simd_macros::simd;
 
+use crate::kernels::blocks::{chunks_from, first_of, last_of, vectors_at};
 use crate::kernels::group::{Group, near_means_of};
 use crate::kernels::moments::{Spread, Statistics, row_moments};
 use crate::kernels::rescale::{Rescaled, rescale, rescued};
 use crate::number::{LARGEST_BLOCK, Number};
-use crate::simd::{Tail, Vector, load, splat};
+use crate::simd::{Tail, Vector, front_of, splat};
 
 /// Gain and bias of a block of features: ones and zeros where the layer has none.
 #[derive(Clone, Copy, Debug)]
@@ -400,7 +401,7 @@ impl<V> Lanes<V> {
     }
 }
 
-/// y of a block of each of `P` rows.
+/// y of a block of each of `P` rows; of several rows, stores to the first meet cache lines.
 #[inline(always)]
 pub(crate) fn write<S: Simd, T: Number, const P: usize>(
     simd: S,
@@ -410,25 +411,34 @@ pub(crate) fn write<S: Simd, T: Number, const P: usize>(
     x: [&[T]; P],
     mut y: [&mut [T]; P],
 ) {
-    let (gains, biases) = (T::chunks(gain).0, T::chunks(bias).0);
-    let count = gains.len();
-    let biases = &biases[..count];
-    let from = x.map(|x| &T::chunks(x).0[..count]);
-    let to = y.each_mut().map(|y| &mut T::chunks_mut(y).0[..count]);
-    for i in 0..count {
-        let (gain, bias) = (load::<S, T>(simd, &gains[i]), load::<S, T>(simd, &biases[i]));
-        let mut result = [gain; P];
+    let front = front_of(&y);
+    if front > 0 {
+        let ([gain, bias], x) = (first_of::<S, T, 2>(simd, [gain, bias]), first_of::<S, T, P>(simd, x));
         for r in 0..P {
-            result[r] = rows[r].affine(load::<S, T>(simd, &from[r][i]), gain, bias);
-        }
-        for r in 0..P {
-            result[r].store_array(&mut to[r][i]);
+            rows[r].affine(x[r], gain, bias).store_array(&mut T::chunks_mut(y[r]).0[0]);
         }
     }
-    if !tail.is_empty() {
-        let (gain, bias) = (tail.load_all(gain), tail.load_all(bias));
+    let count = (tail.len() - front) / T::LANES;
+    {
+        let affine = chunks_from::<T, 2>([gain, bias], front, count);
+        let from = chunks_from::<T, P>(x, front, count);
+        let to = y.each_mut().map(|y| &mut T::chunks_mut(&mut y[front..]).0[..count]);
+        for i in 0..count {
+            let [gain, bias] = vectors_at::<S, T, 2>(simd, affine, i);
+            let mut result = vectors_at::<S, T, P>(simd, from, i);
+            for r in 0..P {
+                result[r] = rows[r].affine(result[r], gain, bias);
+            }
+            for r in 0..P {
+                result[r].store_array(&mut to[r][i]);
+            }
+        }
+    }
+    if front + count * T::LANES < tail.len() {
+        let [gain, bias] = last_of::<S, T, 2>(simd, tail, [gain, bias]);
+        let x = last_of::<S, T, P>(simd, tail, x);
         for r in 0..P {
-            tail.store_all(rows[r].affine(tail.load_all(x[r]), gain, bias), y[r]);
+            tail.store_all(rows[r].affine(x[r], gain, bias), y[r]);
         }
     }
 }

@@ -4,11 +4,12 @@ use std::ops::Range;
 
 use fearless_simd::{Simd, SimdBase};
 
+use crate::kernels::blocks::{chunks_from, first_of, last_of, vectors_at};
 use crate::kernels::moments::Statistics;
 use crate::kernels::normalize::Layer;
 use crate::kernels::rescale::{rescale, rescued_at};
 use crate::number::{LARGEST_BLOCK, Number, Wide, power_of_two};
-use crate::simd::{Prefetch, TURNS, Tail, Vector, load, splat, tree, vectors};
+use crate::simd::{Prefetch, TURNS, Tail, Vector, front_of, load, splat, tree, vectors};
 
 /// What forward kept of some rows, one number a row in each slice.
 #[derive(Clone, Copy, Debug)]
@@ -329,7 +330,7 @@ impl<V: Copy> Second<V> {
     }
 }
 
-/// The second pass over a block of each of `P` rows.
+/// The second pass over a block of each of `P` rows; of several rows, stores to the first meet cache lines.
 #[inline(always)]
 pub(crate) fn write<S: Simd, T: Number, const P: usize>(
     simd: S,
@@ -340,27 +341,36 @@ pub(crate) fn write<S: Simd, T: Number, const P: usize>(
     dy: [&[T]; P],
     mut dx: [&mut [T]; P],
 ) {
-    let gains = T::chunks(gain).0;
-    let count = gains.len();
+    let front = front_of(&dx);
+    if front > 0 {
+        let [gain] = first_of::<S, T, 1>(simd, [gain]);
+        let (x, dy) = (first_of::<S, T, P>(simd, x), first_of::<S, T, P>(simd, dy));
+        for r in 0..P {
+            rows[r].dx(gain, x[r], dy[r]).store_array(&mut T::chunks_mut(dx[r]).0[0]);
+        }
+    }
+    let count = (tail.len() - front) / T::LANES;
     {
-        let x = x.map(|x| &T::chunks(x).0[..count]);
-        let dy = dy.map(|dy| &T::chunks(dy).0[..count]);
-        let dx = dx.each_mut().map(|dx| &mut T::chunks_mut(dx).0[..count]);
+        let gain = chunks_from::<T, 1>([gain], front, count);
+        let (x, dy) = (chunks_from::<T, P>(x, front, count), chunks_from::<T, P>(dy, front, count));
+        let dx = dx.each_mut().map(|dx| &mut T::chunks_mut(&mut dx[front..]).0[..count]);
         for i in 0..count {
-            let gain = load::<S, T>(simd, &gains[i]);
-            let mut result = [gain; P];
+            let [gain] = vectors_at::<S, T, 1>(simd, gain, i);
+            let (x, dy) = (vectors_at::<S, T, P>(simd, x, i), vectors_at::<S, T, P>(simd, dy, i));
+            let mut result = x;
             for r in 0..P {
-                result[r] = rows[r].dx(gain, load::<S, T>(simd, &x[r][i]), load::<S, T>(simd, &dy[r][i]));
+                result[r] = rows[r].dx(gain, x[r], dy[r]);
             }
             for r in 0..P {
                 result[r].store_array(&mut dx[r][i]);
             }
         }
     }
-    if !tail.is_empty() {
-        let gain = tail.load_all(gain);
+    if front + count * T::LANES < tail.len() {
+        let [gain] = last_of::<S, T, 1>(simd, tail, [gain]);
+        let (x, dy) = (last_of::<S, T, P>(simd, tail, x), last_of::<S, T, P>(simd, tail, dy));
         for r in 0..P {
-            tail.store_all(rows[r].dx(gain, tail.load_all(x[r]), tail.load_all(dy[r])), dx[r]);
+            tail.store_all(rows[r].dx(gain, x[r], dy[r]), dx[r]);
         }
     }
 }
