@@ -1,63 +1,95 @@
 //! y of rows from memory, whose lines are asked for before they are read.
 //!
 //! ```text
-//! each row of one block:          s and q, asking for what comes 2 KiB behind,   then y
+//! R rows of one block:            s and q of each, asking for what comes 2 KiB behind,   then y of each
 //! each block of a longer row:     h of this block of the next row
 //!     each vector:                y of this row,   s and q of the next, asking likewise
 //! ```
 //!
-//! A longer row does not stay in L1 with its y, gain and bias: there, loads and stores come in turns, as in a copy, and no
+//! From memory R is 1; from a cache that cores share, two short rows share their latencies. A longer row does not stay in L1 with its y, gain and bias: there, loads and stores come in turns, as in a copy, and no
 //! load waits for the statistics of a row. The equations and the order of additions are those of
 //! [`normalize`](super::normalize). On a Skylake, with AVX2, rows summed ahead took 0.75 to 0.95
 //! of the time of the kernels there; rows from memory that are asked for take 0.8 to 0.98 of that. Asking has not been
 //! measured on AVX-512; there rows summed ahead took longer on a Zen 4.
 
+use std::ops::Range;
+
 use fearless_simd::{Simd, SimdBase};
 use fearless_simd_macros::simd;
 
-use crate::kernels::moments::{CARRY, Moments, Partial, Spread, moments_of, near_of, partial_sums, row_moments};
-use crate::kernels::normalize::{Lanes, Layer, SavedRows, end_row, write};
+use crate::kernels::moments::{
+    CARRY, Moments, Partial, Spread, Statistics, moments_of, near_of, partial_sums, row_moments,
+};
+use crate::kernels::normalize::{Lanes, Layer, Place, SavedRows, end_row, write};
 use crate::number::Number;
 use crate::simd::{Prefetch, TURNS, Tail, Vector, Vectors, load, splat, vectors};
 
+/// Vectors of the longest rows that are taken in pairs from a shared cache.
+const PAIRED: usize = 16;
+
 /// Normalizes rows of any number of features, side by side in `x` and `y`.
+///
+/// `place`: that of the arrays of the whole call.
 #[simd]
 pub(crate) fn forward<S: Simd, T: Number>(
     simd: S,
     layer: Layer<'_, T>,
+    place: Place,
     x: &[T],
     y: &mut [T],
     saved: &mut Option<SavedRows<'_, T>>,
 ) {
-    if layer.features <= T::BLOCK {
-        blocks(simd, layer, x, y, saved);
-    } else {
-        long_rows(simd, layer, x, y, saved);
+    let Layer { features, .. } = layer;
+    if features > T::BLOCK {
+        return long_rows(simd, layer, x, y, saved);
     }
+    let rows = x.len() / features;
+    let done = if place == Place::Shared && features <= PAIRED * T::LANES {
+        blocks::<S, T, 2>(simd, layer, x, y, saved, 0..rows / 2 * 2)
+    } else {
+        0
+    };
+    blocks::<S, T, 1>(simd, layer, x, y, saved, done..rows);
 }
 
-/// Rows of one block.
+/// Rows of one block, `R` at a time; `R` divides their number. Returns the row after the last.
 #[simd]
 #[inline(never)]
-fn blocks<S: Simd, T: Number>(
+fn blocks<S: Simd, T: Number, const R: usize>(
     simd: S,
     layer: Layer<'_, T>,
     x: &[T],
     y: &mut [T],
     saved: &mut Option<SavedRows<'_, T>>,
-) {
+    rows: Range<usize>,
+) -> usize {
     let Layer { features, spread, .. } = layer;
     let tail = &Tail::new(simd, features);
     let affine = (layer.gain(0, features), layer.bias(0, features));
-    let all = x;
-    for (row, (x, y)) in x.chunks_exact(features).zip(y.chunks_exact_mut(features)).enumerate() {
-        let near = near_of(simd, tail, x, spread);
-        let sums = partial_sums(simd, tail, x, near, Prefetch::new(all, row * features));
-        let statistics = moments_of(simd, tail, x, near, sums, spread).finish(spread);
-        let lanes = Lanes::new(simd, statistics.mean, statistics.low, statistics.rstd);
-        write(simd, tail, affine, &[lanes], [x], [y]);
-        end_row(simd, layer, &statistics, x, y, saved, row);
+    let end = rows.end;
+    for first in rows.step_by(R) {
+        let at = |r: usize| (first + r) * features..(first + r + 1) * features;
+        let mut near = [T::zero(); R];
+        for r in 0..R {
+            near[r] = near_of(simd, tail, &x[at(r)], spread);
+        }
+        let mut sums = [[splat(simd, T::zero()); 2]; R];
+        for r in 0..R {
+            sums[r] = partial_sums(simd, tail, &x[at(r)], near[r], Prefetch::new(x, at(r).start));
+        }
+        let mut statistics = [Statistics::none(); R];
+        for r in 0..R {
+            statistics[r] = moments_of(simd, tail, &x[at(r)], near[r], sums[r], spread).finish(spread);
+        }
+        for r in 0..R {
+            let lanes = Lanes::new(simd, statistics[r].mean, statistics[r].low, statistics[r].rstd);
+            write(simd, tail, affine, &[lanes], [&x[at(r)]], [&mut y[at(r)]]);
+        }
+        for r in 0..R {
+            end_row(simd, layer, &statistics[r], &x[at(r)], &mut y[at(r)], saved, first + r);
+        }
     }
+    end
 }
 
 /// Rows of several blocks.
@@ -162,16 +194,18 @@ mod tests {
     /// y, mean, low, rstd and exponent.
     type Outcome<T> = [Vec<T>; 5];
 
-    /// By way of [`forward`] or by that of [`normalize`].
+    /// By way of [`forward`], for arrays at that place, or by that of [`normalize`].
     #[simd]
-    fn run<S: Simd, T: Number>(simd: S, here: bool, layer: Layer<'_, T>, x: &[T]) -> Outcome<T> {
+    fn run<S: Simd, T: Number>(simd: S, here: Option<Place>, layer: Layer<'_, T>, x: &[T]) -> Outcome<T> {
         let rows = x.len() / layer.features;
         let [mut mean, mut low, mut rstd] = [(); 3].map(|()| vec![T::nan(); rows]);
         let (mut y, mut exponent) = (vec![T::nan(); x.len()], vec![7; rows]);
         let mut saved = Some(SavedRows { mean: &mut mean, low: &mut low, rstd: &mut rstd, exponent: &mut exponent });
         // Nowhere else does it run, and the scalar fallback takes minutes to compile.
-        if const { is_avx2::<S>() } && here {
-            forward(simd, layer, x, &mut y, &mut saved);
+        if const { is_avx2::<S>() }
+            && let Some(place) = here
+        {
+            forward(simd, layer, place, x, &mut y, &mut saved);
         } else {
             normalize::forward(simd, layer, false, x, &mut y, saved);
         }
@@ -204,17 +238,20 @@ mod tests {
                 for affine in [true, false] {
                     let (gain, bias) = (affine.then_some(&gain[..]), affine.then_some(&bias[..]));
                     let layer = Layer { features, gain, bias, spread };
-                    let [got, expected] =
-                        [true, false].map(|here| dispatch!(level, simd => run(simd, here, layer, &x)));
-                    for (what, (got, expected)) in got.iter().zip(&expected).enumerate() {
-                        for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
-                            let same =
-                                got.is_nan() && expected.is_nan() || got.integer_decode() == expected.integer_decode();
-                            assert!(
-                                same,
-                                "array {what}, number {i} of {rows} x {features}, {}: got {got:e}, expected {expected:e}",
-                                name(level),
-                            );
+                    let run = |here| dispatch!(level, simd => run(simd, here, layer, &x));
+                    let expected = run(None);
+                    for place in [Place::Shared, Place::Memory] {
+                        for (what, (got, expected)) in run(Some(place)).iter().zip(&expected).enumerate() {
+                            for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
+                                let same = got.is_nan() && expected.is_nan()
+                                    || got.integer_decode() == expected.integer_decode();
+                                assert!(
+                                    same,
+                                    "array {what}, number {i} of {rows} x {features}, {}, {place:?}: \
+                                     got {got:e}, expected {expected:e}",
+                                    name(level),
+                                );
+                            }
                         }
                     }
                 }

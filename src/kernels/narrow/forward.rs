@@ -28,7 +28,7 @@ pub(crate) fn forward<S: Simd, T: Number, const R: usize>(
     let streams = place == Place::Memory || const { is_avx2::<S>() } && place == Place::Shared;
     let most = const { if S::f32s::LEN < 16 { 10 } else { 12 } };
     if const { is_avx2::<S>() } && streams && vectors > 8 && layer.features * size_of::<T>() <= LONGEST {
-        return ahead::forward(simd, layer, x, y, &mut saved);
+        return ahead::forward(simd, layer, place, x, y, &mut saved);
     }
     // Narrow registers do not hold a row.
     if const { S::f32s::LEN < 8 } || layer.features < T::LANES || vectors > most {
