@@ -149,31 +149,30 @@ kernels! {
         dispatch!(level, simd => Row::rescaled(simd, layer, kept, row, x))
     }
 
-    /// [`backward::tile_sums`]
-    fn tile_sums(
+    /// [`backward::block_sums`]
+    fn backward_sums(
+        level: Level,
+        layer: &Layer<'_, Self>,
+        row: &Row<Self>,
+        start: usize,
+        x: &[Self],
+        dy: &[Self],
+    ) -> passes::Sums<Self::Wide> {
+        dispatch!(level, simd => backward::block_sums(simd, layer, row, start, x, dy))
+    }
+
+    /// [`backward::write_tile`]
+    fn backward_tile(
         level: Level,
         layer: &Layer<'_, Self>,
         rows: &[(Row<Self>, Coefficients<Self>)],
         tile: Range<usize>,
         x: &[Self],
         dy: &[Self],
-        totals: &mut [[Self::Wide; 2]],
+        dx: &mut [&mut [Self]],
         columns: &mut Columns<'_, Self>,
     ) {
-        dispatch!(level, simd => backward::tile_sums(simd, layer, rows, tile, x, dy, totals, columns));
-    }
-
-    /// [`backward::write_row`]
-    fn write_row(
-        level: Level,
-        layer: &Layer<'_, Self>,
-        row: &(Row<Self>, Coefficients<Self>),
-        start: usize,
-        x: &[Self],
-        dy: &[Self],
-        dx: &mut [Self],
-    ) {
-        dispatch!(level, simd => backward::write_row(simd, layer, &row.0, &row.1, start, x, dy, dx));
+        dispatch!(level, simd => backward::write_tile(simd, layer, rows, tile, x, dy, dx, columns));
     }
 
     /// [`second_order::jvp`]

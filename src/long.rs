@@ -1,4 +1,4 @@
-//! Few long rows on several threads: in two sweeps, each shared out by columns, tile by tile.
+//! Few wide rows on several threads: in two sweeps, the first shared out by blocks of rows, the second by tiles of columns.
 //!
 //! ```text
 //! each chain of rows:
@@ -7,10 +7,11 @@
 //!     second sweep:  each tile of columns, row after row      tiles in parallel; its gain and bias stay in L1
 //! ```
 //!
-//! Backward adds dgain and dbias in the first sweep, which therefore goes by tiles as well.
+//! Backward adds dgain and dbias in the second sweep.
 //!
 //! The orders of additions are those of rows taken one by one, so the bits are.
 
+use std::array;
 use std::ops::Range;
 
 use fearless_simd::Level;
@@ -28,7 +29,7 @@ use crate::parallel::{self, Job};
 /// Whether so many rows are taken here, on all threads, because tasks of `task` rows would leave these idle for a quarter of
 /// the time or more: two sweeps cost about that much more than one.
 pub(crate) fn shares_columns<T: Element>(rows: usize, task: usize, features: usize) -> bool {
-    if features < 2 * T::BLOCK || !parallel::pays(2 * rows * features * size_of::<T>()) {
+    if features < T::BLOCK / 2 || !parallel::pays(2 * rows * features * size_of::<T>()) {
         return false;
     }
     let threads = parallel::threads();
@@ -72,7 +73,7 @@ pub(crate) fn forward<T: Element>(
             }
         });
         let y = ArrayViewMut2::from_shape((rows.len(), features), y).expect("y has the elements of its rows");
-        parallel::run(Write { level, layer, rows, x, y, columns: 0..features }, 2 * size_of_val(x));
+        parallel::run(Write { level, layer, rows, x, y, tiles: Tiles::new::<T>(features) }, 2 * size_of_val(x));
     }
 }
 
@@ -127,20 +128,40 @@ impl Blocks {
     }
 }
 
-/// Columns of a tile: x, y, gain and bias of a tile fit into L1.
-const fn tile<T: Element>() -> usize {
-    T::BLOCK
+/// Columns that are cut into tiles.
+#[derive(Clone, Debug)]
+struct Tiles {
+    columns: Range<usize>,
+    /// Of each tile but the last: x, y, gain and bias of a tile fit into L1, and every thread has several tiles.
+    width: usize,
 }
 
-/// The tiles of some columns.
-fn tiles<T: Element>(columns: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
-    let end = columns.end;
-    columns.clone().step_by(tile::<T>()).map(move |start| start..(start + tile::<T>()).min(end))
-}
+impl Tiles {
+    fn new<T: Element>(features: usize) -> Self {
+        let share = features / (4 * parallel::threads());
+        Self { columns: 0..features, width: share.next_multiple_of(T::LANES).clamp(16 * T::LANES, T::BLOCK) }
+    }
 
-/// The column where `tiles` tiles of `columns` end.
-fn after<T: Element>(columns: &Range<usize>, tiles: usize) -> usize {
-    (columns.start + tiles * tile::<T>()).min(columns.end)
+    fn count(&self) -> usize {
+        self.columns.len().div_ceil(self.width)
+    }
+
+    /// The first `count` tiles, and the others.
+    fn split(&self, count: usize) -> (Self, Self) {
+        let Range { start, end } = self.columns;
+        let middle = (start + count * self.width).min(end);
+        let width = self.width;
+        (Self { columns: start..middle, width }, Self { columns: middle..end, width })
+    }
+
+    /// The columns of each tile, and these counted from the first column of all tiles.
+    fn iter(&self) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
+        let Range { start: first, end } = self.columns;
+        self.columns.clone().step_by(self.width).map(move |start| {
+            let tile = start..(start + self.width).min(end);
+            (tile.clone(), tile.start - first..tile.end - first)
+        })
+    }
 }
 
 /// The second sweep of forward over some columns.
@@ -149,29 +170,25 @@ struct Write<'a, T> {
     layer: Layer<'a, T>,
     rows: &'a [Rescaled<T>],
     x: &'a [T],
-    /// These columns of y.
+    /// The columns of these tiles.
     y: ArrayViewMut2<'a, T>,
-    columns: Range<usize>,
+    tiles: Tiles,
 }
 
 impl<T: Element> Job for Write<'_, T> {
     fn pieces(&self) -> usize {
-        self.columns.len().div_ceil(tile::<T>())
+        self.tiles.count()
     }
 
     fn split(self, pieces: usize) -> (Self, Self) {
-        let middle = after::<T>(&self.columns, pieces);
-        let (first, second) = self.y.split_at(Axis(1), middle - self.columns.start);
-        (
-            Self { y: first, columns: self.columns.start..middle, ..self },
-            Self { y: second, columns: middle..self.columns.end, ..self },
-        )
+        let (tiles, others) = self.tiles.split(pieces);
+        let (y, y_second) = self.y.split_at(Axis(1), tiles.columns.len());
+        (Self { y, tiles, ..self }, Self { y: y_second, tiles: others, ..self })
     }
 
     fn run(mut self) {
         let Layer { features, .. } = self.layer;
-        for tile in tiles::<T>(&self.columns) {
-            let here = tile.start - self.columns.start..tile.end - self.columns.start;
+        for (tile, here) in self.tiles.iter() {
             for (i, row) in self.rows.iter().enumerate() {
                 let x = &self.x[i * features..][tile.clone()];
                 let mut y = self.y.row_mut(i);
@@ -211,22 +228,26 @@ pub(crate) fn backward<T: Element>(
             for (i, (row, _)) in rows.iter_mut().enumerate() {
                 *row = T::row(level, &layer, &kept, i, &x[i * features..][..features]);
             }
+            let sums = &mut sums[..2 * blocks.count * rows.len()];
+            parallel::fill(sums, 2, 2 * size_of_val(x), |index, sums| {
+                let (row, start) = (&rows[index / blocks.count].0, blocks.columns(index % blocks.count).start);
+                let block = blocks.in_rows(index);
+                let of_block = T::backward_sums(level, &layer, row, start, &x[block.clone()], &dy[block]);
+                sums.copy_from_slice(&of_block.to_wide());
+            });
+            for ((row, coefficients), sums) in rows.iter_mut().zip(sums.chunks(2 * blocks.count)) {
+                let of_blocks = sums.as_chunks().0.iter().map(|&sums| Sums::from_wide(sums));
+                *coefficients = row.coefficients_of(of_blocks.fold(Sums::default(), Sums::join), &layer);
+            }
             let end = if wide == 0 {
                 End::Gradient(grad.part(0..features))
             } else {
                 let (dgain, dbias) = block.split_at_mut(features);
                 End::Block { dgain, dbias }
             };
-            let sums = &mut sums.as_chunks_mut().0[..blocks.count * rows.len()];
-            let job = Sum { level, layer, rows, x, dy, sums, end, columns: 0..features };
-            parallel::run(job, 2 * size_of_val(x));
-            for (i, (row, coefficients)) in rows.iter_mut().enumerate() {
-                let of_blocks = sums.iter().skip(i).step_by(x.len() / features);
-                let total = of_blocks.fold(Sums::default(), |sum, &next| sum.join(Sums::from_wide(next)));
-                *coefficients = row.coefficients_of(total, &layer);
-            }
             let dx = ArrayViewMut2::from_shape((rows.len(), features), dx).expect("dx has the elements of its rows");
-            parallel::run(WriteGradient { level, layer, rows, x, dy, dx, columns: 0..features }, 3 * size_of_val(x));
+            let job = WriteGradient { level, layer, rows, x, dy, dx, end, tiles: Tiles::new::<T>(features) };
+            parallel::run(job, 3 * size_of_val(x));
             if wide > 0 && ((first + CHAIN).is_multiple_of(per_block) || first + CHAIN >= all) {
                 join_block(total, block);
                 block.fill(T::Wide::default());
@@ -274,85 +295,45 @@ impl<T: Element> End<'_, T> {
     }
 }
 
-/// The first sweep of backward over some columns.
-struct Sum<'a, T: Element> {
+/// The second sweep of backward over some columns.
+struct WriteGradient<'a, T: Element> {
     level: Level,
     layer: Layer<'a, T>,
     rows: &'a [(Row<T>, Coefficients<T>)],
     x: &'a [T],
     dy: &'a [T],
-    /// Of each row in each of these tiles, tile by tile.
-    sums: &'a mut [[T::Wide; 2]],
+    /// The columns of these tiles.
+    dx: ArrayViewMut2<'a, T>,
     /// For these columns.
     end: End<'a, T>,
-    columns: Range<usize>,
-}
-
-impl<T: Element> Job for Sum<'_, T> {
-    fn pieces(&self) -> usize {
-        self.columns.len().div_ceil(tile::<T>())
-    }
-
-    fn split(self, pieces: usize) -> (Self, Self) {
-        let middle = after::<T>(&self.columns, pieces);
-        let (first, second) = self.end.split(middle - self.columns.start);
-        let (sums, sums_second) = self.sums.split_at_mut(pieces * self.rows.len());
-        (
-            Self { sums, end: first, columns: self.columns.start..middle, ..self },
-            Self { sums: sums_second, end: second, columns: middle..self.columns.end, ..self },
-        )
-    }
-
-    fn run(mut self) {
-        let (mut dgain, mut dbias) = ([T::zero(); LARGEST_BLOCK], [T::zero(); LARGEST_BLOCK]);
-        for (tile, sums) in tiles::<T>(&self.columns).zip(self.sums.chunks_exact_mut(self.rows.len())) {
-            let (dgain, dbias) = (&mut dgain[..tile.len()], &mut dbias[..tile.len()]);
-            dgain.fill(T::zero());
-            dbias.fill(T::zero());
-            let mut columns = Columns { dgain, dbias };
-            T::tile_sums(self.level, &self.layer, self.rows, tile.clone(), self.x, self.dy, sums, &mut columns);
-            self.end.add(self.level, tile.start - self.columns.start..tile.end - self.columns.start, &mut columns);
-        }
-    }
-}
-
-/// The second sweep of backward over some columns.
-struct WriteGradient<'a, T> {
-    level: Level,
-    layer: Layer<'a, T>,
-    rows: &'a [(Row<T>, Coefficients<T>)],
-    x: &'a [T],
-    dy: &'a [T],
-    /// These columns of dx.
-    dx: ArrayViewMut2<'a, T>,
-    columns: Range<usize>,
+    tiles: Tiles,
 }
 
 impl<T: Element> Job for WriteGradient<'_, T> {
     fn pieces(&self) -> usize {
-        self.columns.len().div_ceil(tile::<T>())
+        self.tiles.count()
     }
 
     fn split(self, pieces: usize) -> (Self, Self) {
-        let middle = after::<T>(&self.columns, pieces);
-        let (first, second) = self.dx.split_at(Axis(1), middle - self.columns.start);
-        (
-            Self { dx: first, columns: self.columns.start..middle, ..self },
-            Self { dx: second, columns: middle..self.columns.end, ..self },
-        )
+        let (tiles, others) = self.tiles.split(pieces);
+        let (dx, dx_second) = self.dx.split_at(Axis(1), tiles.columns.len());
+        let (end, end_second) = self.end.split(tiles.columns.len());
+        (Self { dx, end, tiles, ..self }, Self { dx: dx_second, end: end_second, tiles: others, ..self })
     }
 
     fn run(mut self) {
-        let Layer { features, .. } = self.layer;
-        for tile in tiles::<T>(&self.columns) {
-            let here = tile.start - self.columns.start..tile.end - self.columns.start;
-            for (i, row) in self.rows.iter().enumerate() {
-                let at = i * features + tile.start..i * features + tile.end;
-                let (x, dy) = (&self.x[at.clone()], &self.dy[at]);
-                let mut dx = self.dx.row_mut(i);
-                let dx = &mut dx.as_slice_mut().expect(ROW)[here.clone()];
-                T::write_row(self.level, &self.layer, row, tile.start, x, dy, dx);
-            }
+        let (mut dgain, mut dbias) = ([T::zero(); LARGEST_BLOCK], [T::zero(); LARGEST_BLOCK]);
+        for (tile, here) in self.tiles.iter() {
+            let (dgain, dbias) = (&mut dgain[..tile.len()], &mut dbias[..tile.len()]);
+            dgain.fill(T::zero());
+            dbias.fill(T::zero());
+            let mut columns = Columns { dgain, dbias };
+            let mut dx = self.dx.slice_axis_mut(Axis(1), here.clone().into());
+            let mut dx = dx.axis_iter_mut(Axis(0)).map(|row| row.into_slice().expect(ROW));
+            let mut dx: [_; CHAIN] = array::from_fn(|_| dx.next().unwrap_or_default());
+            let dx = &mut dx[..self.rows.len()];
+            T::backward_tile(self.level, &self.layer, self.rows, tile, self.x, self.dy, dx, &mut columns);
+            self.end.add(self.level, here, &mut columns);
         }
     }
 }

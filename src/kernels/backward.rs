@@ -21,6 +21,7 @@
 //!
 //! The columns belong to the first pass: each pass then stores to few places at a time (P rows of x and dy and three
 //! arrays of columns there, two rows of x, dy and dx here), so that rows of 4096 bytes do not push each other out of L1.
+//! Where threads share out the columns of some rows, and where rows have to be rescaled, they belong to the second.
 
 #![doc = include_str!("../../docs/backward.md")]
 
@@ -29,8 +30,11 @@ use std::ops::Range;
 use fearless_simd::{Simd, SimdBase};
 use fearless_simd_macros::simd;
 
+use crate::kernels::blocks::blocks;
 use crate::kernels::normalize::{Layer, Place};
-use crate::kernels::passes::{Coefficients, Columns, KeptRows, Row, Second, Sums, sums, write};
+use crate::kernels::passes::{
+    Coefficients, Columns, KeptRows, Row, Second, Sums, sums, sums_alone, write, write_and_add,
+};
 use crate::number::{Number, times_power_of_two};
 use crate::simd::{Prefetch, Tail, Vector, is_avx2, splat, tree};
 
@@ -304,78 +308,71 @@ fn careful_row<S: Simd, T: Number>(
 ) {
     let row = Row::rescaled(simd, layer, kept, row, x);
     let mut sums = Sums::default();
-    for start in (0..x.len()).step_by(T::BLOCK) {
-        let at = start..(start + T::BLOCK).min(x.len());
-        let columns = &mut columns.part(at.clone());
-        sums = sums.join(row_sums(simd, layer, &row, start, &x[at.clone()], &dy[at], columns));
+    for block in blocks::<T>(x.len()) {
+        sums = sums.join(block_sums(simd, layer, &row, block.start, &x[block.clone()], &dy[block]));
     }
-    write_row(simd, layer, &row, &row.coefficients_of(sums, layer), 0, x, dy, dx);
+    let row = [(row, row.coefficients_of(sums, layer))];
+    for block in blocks::<T>(x.len()) {
+        let columns = &mut columns.part(block.clone());
+        write_tile(simd, layer, &row, block.clone(), x, dy, &mut [&mut dx[block]], columns);
+    }
 }
 
-/// The first pass over a block of a row that starts at feature `start`.
+/// The first pass over a block of a row that starts at feature `start`, for [`write_tile`].
 #[simd]
-fn row_sums<S: Simd, T: Number>(
+pub(crate) fn block_sums<S: Simd, T: Number>(
     simd: S,
     layer: &Layer<'_, T>,
     row: &Row<T>,
     start: usize,
     x: &[T],
     dy: &[T],
-    columns: &mut Columns<'_, T>,
 ) -> Sums<T::Wide> {
     if row.exponent != 0 {
-        return row.with_rescaled(x, |row, x| row_sums(simd, layer, row, start, x, dy, columns));
+        return row.with_rescaled(x, |row, x| block_sums(simd, layer, row, start, x, dy));
     }
-    let (tail, gain) = (Tail::new(simd, x.len()), layer.gain(start, x.len()));
-    let [(q, qd)] = sums(simd, &tail, gain, &[*row], [x], [dy], columns, [Prefetch::NONE; 2]);
-    Sums::of_partial::<S, T>(simd, q, qd)
+    sums_alone(simd, &Tail::new(simd, x.len()), layer.gain(start, x.len()), row, x, dy)
 }
 
-/// The first pass over a tile of columns, at most a block, of rows side by side in `x` and `dy`: the sums of each row.
+/// dx of a tile of columns, at most a block of them, of rows side by side in `x` and `dy`; adds to `columns`, which like
+/// `dx` are those of the tile.
 #[simd]
 #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
-pub(crate) fn tile_sums<S: Simd, T: Number>(
+pub(crate) fn write_tile<S: Simd, T: Number>(
     simd: S,
     layer: &Layer<'_, T>,
     rows: &[(Row<T>, Coefficients<T>)],
     tile: Range<usize>,
     x: &[T],
     dy: &[T],
-    totals: &mut [[T::Wide; 2]],
+    dx: &mut [&mut [T]],
     columns: &mut Columns<'_, T>,
 ) {
     let features = layer.features;
-    let (start, len) = (tile.start, tile.len());
+    let (tail, gain) = (Tail::new(simd, tile.len()), layer.gain(tile.start, tile.len()));
     let plain = rows.iter().all(
         #[inline(always)]
         |(row, _)| row.exponent == 0,
     );
-    let mut done = 0;
-    let (tail, gain) = (Tail::new(simd, len), layer.gain(start, len));
-    while const { S::f32s::LEN >= 8 } && plain && done + 4 <= rows.len() {
-        let first = done;
-        done += 4;
-        let mut four = [Row::default(); 4];
-        for (row, (of_rows, _)) in four.iter_mut().zip(&rows[first..]) {
-            *row = *of_rows;
-        }
+    let together = if const { S::f32s::LEN >= 8 } && plain { rows.len() / 2 * 2 } else { 0 };
+    let (pairs, singles) = dx.split_at_mut(together);
+    for (first, [dx, next_dx]) in (0..).step_by(2).zip(pairs.as_chunks_mut().0) {
+        let [row, next] = [rows[first], rows[first + 1]];
+        let (row, next) = (Second::new(simd, &row.0, &row.1), Second::new(simd, &next.0, &next.1));
         let (x, dy) = (&x[first * features..], &dy[first * features..]);
-        let (x, dy) = (split(x, features, start, len), split(dy, features, start, len));
-        let block = sums::<S, T, 4>(simd, &tail, gain, &four, x, dy, columns, [Prefetch::NONE; 2]);
-        for r in 0..4 {
-            totals[first + r] = Sums::of_partial::<S, T>(simd, block[r].0, block[r].1).to_wide();
-        }
+        let (x, dy) = (split(x, features, tile.start, tail.len()), split(dy, features, tile.start, tail.len()));
+        write_and_add(simd, &tail, gain, &[row, next], x, dy, [&mut dx[..], &mut next_dx[..]], columns);
     }
-    for i in done..rows.len() {
-        let at = i * features + start..i * features + tile.end;
-        totals[i] = row_sums(simd, layer, &rows[i].0, start, &x[at.clone()], &dy[at], columns).to_wide();
+    for ((i, (row, coefficients)), dx) in rows.iter().enumerate().skip(together).zip(singles) {
+        let at = i * features + tile.start..i * features + tile.end;
+        write_block(simd, layer, row, coefficients, tile.start, &x[at.clone()], &dy[at], dx, columns);
     }
 }
 
-/// The second pass over the features from `start` on of one row.
+/// [`write_tile`] of one row whose tile starts at feature `start`.
 #[simd]
 #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
-pub(crate) fn write_row<S: Simd, T: Number>(
+fn write_block<S: Simd, T: Number>(
     simd: S,
     layer: &Layer<'_, T>,
     row: &Row<T>,
@@ -384,17 +381,13 @@ pub(crate) fn write_row<S: Simd, T: Number>(
     x: &[T],
     dy: &[T],
     dx: &mut [T],
+    columns: &mut Columns<'_, T>,
 ) {
-    for at in (0..x.len()).step_by(T::BLOCK) {
-        let block = at..(at + T::BLOCK).min(x.len());
-        let start = start + at;
-        let (x, dy, dx) = (&x[block.clone()], &dy[block.clone()], &mut dx[block]);
-        if row.exponent != 0 {
-            row.with_rescaled(x, |row, x| write_row(simd, layer, row, coefficients, start, x, dy, dx));
-            dx.iter_mut().for_each(|dx| *dx = times_power_of_two(*dx, -row.exponent));
-            continue;
-        }
-        let (tail, gain) = (Tail::new(simd, x.len()), layer.gain(start, x.len()));
-        write(simd, &tail, gain, &[Second::new(simd, row, coefficients)], [x], [dy], [dx]);
+    if row.exponent != 0 {
+        row.with_rescaled(x, |row, x| write_block(simd, layer, row, coefficients, start, x, dy, dx, columns));
+        dx.iter_mut().for_each(|dx| *dx = times_power_of_two(*dx, -row.exponent));
+        return;
     }
+    let (tail, gain) = (Tail::new(simd, x.len()), layer.gain(start, x.len()));
+    write_and_add(simd, &tail, gain, &[Second::new(simd, row, coefficients)], [x], [dy], [dx], columns);
 }

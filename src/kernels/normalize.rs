@@ -20,12 +20,12 @@ use std::ops::Range;
 use fearless_simd::{Simd, SimdBase};
 use fearless_simd_macros::simd;
 
-use crate::kernels::blocks::{chunks_from, first_of, last_of, vectors_at};
+use crate::kernels::blocks::{chunks_from, first_of, last_of};
 use crate::kernels::group::{Group, near_means_of};
 use crate::kernels::moments::{Spread, Statistics, row_moments};
 use crate::kernels::rescale::{Rescaled, rescale, rescued};
 use crate::number::{LARGEST_BLOCK, Number};
-use crate::simd::{Tail, Vector, front_of, splat};
+use crate::simd::{Tail, Vector, front_of, load, splat};
 
 /// Gain and bias of a block of features: ones and zeros where the layer has none.
 #[derive(Clone, Copy, Debug)]
@@ -420,14 +420,14 @@ pub(crate) fn write<S: Simd, T: Number, const P: usize>(
     }
     let count = (tail.len() - front) / T::LANES;
     {
-        let affine = chunks_from::<T, 2>([gain, bias], front, count);
+        let [gains, biases] = chunks_from::<T, 2>([gain, bias], front, count);
         let from = chunks_from::<T, P>(x, front, count);
         let to = y.each_mut().map(|y| &mut T::chunks_mut(&mut y[front..]).0[..count]);
         for i in 0..count {
-            let [gain, bias] = vectors_at::<S, T, 2>(simd, affine, i);
-            let mut result = vectors_at::<S, T, P>(simd, from, i);
+            let (gain, bias) = (load::<S, T>(simd, &gains[i]), load::<S, T>(simd, &biases[i]));
+            let mut result = [gain; P];
             for r in 0..P {
-                result[r] = rows[r].affine(result[r], gain, bias);
+                result[r] = rows[r].affine(load::<S, T>(simd, &from[r][i]), gain, bias);
             }
             for r in 0..P {
                 result[r].store_array(&mut to[r][i]);

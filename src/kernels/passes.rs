@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use fearless_simd::{Simd, SimdBase};
 
-use crate::kernels::blocks::{chunks_from, first_of, last_of, vectors_at};
+use crate::kernels::blocks::{chunks_from, first_of, last_of};
 use crate::kernels::moments::Statistics;
 use crate::kernels::normalize::Layer;
 use crate::kernels::rescale::{rescale, rescued_at};
@@ -208,6 +208,17 @@ impl<V: Copy> Lanes<V> {
         let (q, d) = (gain * p, x - self.mean);
         (q, q * d, p * (d - self.low))
     }
+
+    /// With the q and q·(x − mean) of a vector.
+    #[inline(always)]
+    fn add<S: Simd>(&self, (q, qd): &mut (V, V), gain: V, x: V, dy: V)
+    where
+        V: SimdBase<S>,
+    {
+        let terms = self.terms(gain, x, dy);
+        *q += terms.0;
+        *qd += terms.1;
+    }
 }
 
 /// The first pass over a block of each of `P` rows: their partial sums; adds to `columns`. What follows in x and dy is asked
@@ -302,6 +313,45 @@ pub(crate) fn sums<S: Simd, T: Number, const P: usize>(
     sums
 }
 
+/// The first pass over a block of a row whose columns the second pass adds up.
+#[inline(always)]
+pub(crate) fn sums_alone<S: Simd, T: Number>(
+    simd: S,
+    tail: &Tail<S, T>,
+    gain: &[T],
+    row: &Row<T>,
+    x: &[T],
+    dy: &[T],
+) -> Sums<T::Wide> {
+    let (zero, lanes) = (splat(simd, T::zero()), Lanes::new(simd, row));
+    let mut sums = [(zero, zero); TURNS];
+    let [gains, xs, dys] = [gain, x, dy].map(vectors::<T>);
+    let count = gains.pairs.len();
+    let (pairs, x_pairs, dy_pairs) = (gains.pairs, &xs.pairs[..count], &dys.pairs[..count]);
+    for i in 0..count {
+        for t in 0..TURNS {
+            let (gain, x) = (load::<S, T>(simd, &pairs[i][t]), load::<S, T>(simd, &x_pairs[i][t]));
+            lanes.add(&mut sums[t], gain, x, load::<S, T>(simd, &dy_pairs[i][t]));
+        }
+    }
+    if let (Some(gain), Some(x), Some(dy)) = (gains.odd, xs.odd, dys.odd) {
+        let (gain, x) = (load::<S, T>(simd, gain), load::<S, T>(simd, x));
+        lanes.add(&mut sums[0], gain, x, load::<S, T>(simd, dy));
+    }
+    if !tail.is_empty() {
+        // Filled up with what adds nothing.
+        let (gain, x, dy) = (tail.load(gain, zero), tail.load(x, lanes.mean), tail.load(dy, zero));
+        // Not `sums[tail.turn]`: what is found by a number is in memory, not in registers.
+        if tail.turn == 0 {
+            lanes.add(&mut sums[0], gain, x, dy);
+        } else {
+            lanes.add(&mut sums[1], gain, x, dy);
+        }
+    }
+    let [(q, qd), other] = sums;
+    Sums::of_partial::<S, T>(simd, q + other.0, qd + other.1)
+}
+
 /// What the second pass needs of one row in every lane, or of a row in each.
 #[derive(Clone, Copy)]
 pub(crate) struct Second<V> {
@@ -351,15 +401,14 @@ pub(crate) fn write<S: Simd, T: Number, const P: usize>(
     }
     let count = (tail.len() - front) / T::LANES;
     {
-        let gain = chunks_from::<T, 1>([gain], front, count);
+        let [gains] = chunks_from::<T, 1>([gain], front, count);
         let (x, dy) = (chunks_from::<T, P>(x, front, count), chunks_from::<T, P>(dy, front, count));
         let dx = dx.each_mut().map(|dx| &mut T::chunks_mut(&mut dx[front..]).0[..count]);
         for i in 0..count {
-            let [gain] = vectors_at::<S, T, 1>(simd, gain, i);
-            let (x, dy) = (vectors_at::<S, T, P>(simd, x, i), vectors_at::<S, T, P>(simd, dy, i));
-            let mut result = x;
+            let gain = load::<S, T>(simd, &gains[i]);
+            let mut result = [gain; P];
             for r in 0..P {
-                result[r] = rows[r].dx(gain, x[r], dy[r]);
+                result[r] = rows[r].dx(gain, load::<S, T>(simd, &x[r][i]), load::<S, T>(simd, &dy[r][i]));
             }
             for r in 0..P {
                 result[r].store_array(&mut dx[r][i]);
@@ -372,5 +421,54 @@ pub(crate) fn write<S: Simd, T: Number, const P: usize>(
         for r in 0..P {
             tail.store_all(rows[r].dx(gain, x[r], dy[r]), dx[r]);
         }
+    }
+}
+
+/// The second pass over some columns of each of `P` rows after [`sums_alone`]: adds to `columns`, too.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
+pub(crate) fn write_and_add<S: Simd, T: Number, const P: usize>(
+    simd: S,
+    tail: &Tail<S, T>,
+    gain: &[T],
+    rows: &[Second<Vector<S, T>>; P],
+    x: [&[T]; P],
+    dy: [&[T]; P],
+    mut dx: [&mut [T]; P],
+    columns: &mut Columns<'_, T>,
+) {
+    let count = tail.len() / T::LANES;
+    {
+        let [gains] = chunks_from::<T, 1>([gain], 0, count);
+        let (x, dy) = (chunks_from::<T, P>(x, 0, count), chunks_from::<T, P>(dy, 0, count));
+        let dx = dx.each_mut().map(|dx| &mut T::chunks_mut(dx).0[..count]);
+        let (dgains, dbiases) = (T::chunks_mut(columns.dgain).0, T::chunks_mut(columns.dbias).0);
+        let (dgains, dbiases) = (&mut dgains[..count], &mut dbiases[..count]);
+        for i in 0..count {
+            let gain = load::<S, T>(simd, &gains[i]);
+            let (mut dgain, mut dbias) = (load::<S, T>(simd, &dgains[i]), load::<S, T>(simd, &dbiases[i]));
+            for r in 0..P {
+                let (x, dy) = (load::<S, T>(simd, &x[r][i]), load::<S, T>(simd, &dy[r][i]));
+                dgain += rows[r].row.terms(gain, x, dy).2;
+                dbias += dy;
+                rows[r].dx(gain, x, dy).store_array(&mut dx[r][i]);
+            }
+            dgain.store_array(&mut dgains[i]);
+            dbias.store_array(&mut dbiases[i]);
+        }
+    }
+    if !tail.is_empty() {
+        let gain = tail.load_all(gain);
+        let (mut dgain, mut dbias) = (tail.load_all(columns.dgain), tail.load_all(columns.dbias));
+        for r in 0..P {
+            let (x, dy) = (tail.load_all(x[r]), tail.load_all(dy[r]));
+            tail.store_all(rows[r].dx(gain, x, dy), dx[r]);
+            // Filled up with what adds nothing.
+            let dy = tail.keep(dy, splat(simd, T::zero()));
+            dgain += rows[r].row.terms(gain, tail.keep(x, rows[r].row.mean), dy).2;
+            dbias += dy;
+        }
+        tail.store_all(dgain, columns.dgain);
+        tail.store_all(dbias, columns.dbias);
     }
 }
