@@ -7,7 +7,7 @@
 //!     second sweep:  each tile of columns, row after row      tiles in parallel; its gain and bias stay in L1
 //! ```
 //!
-//! Backward adds dgain and dbias in the second sweep.
+//! Backward adds dgain and dbias in the second sweep. Its longest rows come here on one thread, too.
 //!
 //! The orders of additions are those of rows taken one by one, so the bits are.
 
@@ -35,6 +35,14 @@ pub(crate) fn shares_columns<T: Element>(rows: usize, task: usize, features: usi
     let threads = parallel::threads();
     let room = rows.div_ceil(task).div_ceil(threads) * threads * task;
     4 * rows <= 3 * room
+}
+
+/// Bytes of the shortest rows whose gain, dgain and dbias leave the cache of a core from row to row.
+const LONG: usize = 1024 * 1024;
+
+/// [`shares_columns`] of backward, or rows so long that even one thread is faster where each tile of columns is read once.
+pub(crate) fn goes_by_columns<T: Element>(rows: usize, features: usize) -> bool {
+    features * size_of::<T>() >= LONG || shares_columns::<T>(rows, rows_per_block(rows, features), features)
 }
 
 /// y of all rows, side by side in `x` and `y`.

@@ -92,7 +92,7 @@ pub(crate) fn backward<T: Element, D: Dimension>(
     let (rows, place) = (x.len() / layer.features, place::<T>(3, x.len()));
     let (x, dy, mut dx) = (Input::new(x, trailing), Input::new(dy, trailing), Output::new(dx, trailing));
     if let (Input::Adjacent(x), Input::Adjacent(dy), Output::Adjacent(dx), true) =
-        (&x, &dy, &mut dx, long::shares_columns::<T>(rows, rows_per_block(rows, layer.features), layer.features))
+        (&x, &dy, &mut dx, long::goes_by_columns::<T>(rows, layer.features))
     {
         return long::backward(level, layer, kept, x, dy, dx, grad);
     }
