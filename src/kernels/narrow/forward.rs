@@ -43,7 +43,7 @@ pub(crate) fn forward<S: Simd, T: Number, const R: usize>(
             5 => interleaved::<S, T, 4, 5>,
             6 => interleaved::<S, T, 4, 6>,
             7 => interleaved::<S, T, 4, 7>,
-            _ => interleaved::<S, T, 2, 8>,
+            _ => interleaved::<S, T, 4, 8>,
         };
         interleaved(simd, layer, x, y, &mut saved)
     } else {
