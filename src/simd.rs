@@ -190,7 +190,7 @@ pub(crate) fn front<T: Number>(row: &[T]) -> usize {
 /// and gains nothing.
 #[inline(always)]
 pub(crate) fn front_of<T: Number, const P: usize>(rows: &[&mut [T]; P]) -> usize {
-    if P == 1 { 0 } else { front(rows[0]) }
+    if const { P == 1 } { 0 } else { front(rows[0]) }
 }
 
 /// The sums over the lanes of some vectors, which it uses up: that of vector i in lane i, and from there in every lane

@@ -356,12 +356,15 @@ pub(crate) fn write_tile<S: Simd, T: Number>(
     );
     let together = if const { S::f32s::LEN >= 8 } && plain { rows.len() / 2 * 2 } else { 0 };
     let (pairs, singles) = dx.split_at_mut(together);
-    for (first, [dx, next_dx]) in (0..).step_by(2).zip(pairs.as_chunks_mut().0) {
-        let [row, next] = [rows[first], rows[first + 1]];
-        let (row, next) = (Second::new(simd, &row.0, &row.1), Second::new(simd, &next.0, &next.1));
-        let (x, dy) = (&x[first * features..], &dy[first * features..]);
-        let (x, dy) = (split(x, features, tile.start, tail.len()), split(dy, features, tile.start, tail.len()));
-        write_and_add(simd, &tail, gain, &[row, next], x, dy, [&mut dx[..], &mut next_dx[..]], columns);
+    // Narrow registers do not hold two rows, and the scalar fallback takes minutes to compile them.
+    if const { S::f32s::LEN >= 8 } {
+        for (first, [dx, next_dx]) in (0..).step_by(2).zip(pairs.as_chunks_mut().0) {
+            let [row, next] = [rows[first], rows[first + 1]];
+            let (row, next) = (Second::new(simd, &row.0, &row.1), Second::new(simd, &next.0, &next.1));
+            let (x, dy) = (&x[first * features..], &dy[first * features..]);
+            let (x, dy) = (split(x, features, tile.start, tail.len()), split(dy, features, tile.start, tail.len()));
+            write_and_add(simd, &tail, gain, &[row, next], x, dy, [&mut dx[..], &mut next_dx[..]], columns);
+        }
     }
     for ((i, (row, coefficients)), dx) in rows.iter().enumerate().skip(together).zip(singles) {
         let at = i * features + tile.start..i * features + tile.end;

@@ -412,7 +412,7 @@ pub(crate) fn write<S: Simd, T: Number, const P: usize>(
     mut y: [&mut [T]; P],
 ) {
     let front = front_of(&y);
-    if front > 0 {
+    if const { P > 1 } && front > 0 {
         let ([gain, bias], x) = (first_of::<S, T, 2>(simd, [gain, bias]), first_of::<S, T, P>(simd, x));
         for r in 0..P {
             rows[r].affine(x[r], gain, bias).store_array(&mut T::chunks_mut(y[r]).0[0]);

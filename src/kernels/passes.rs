@@ -392,7 +392,7 @@ pub(crate) fn write<S: Simd, T: Number, const P: usize>(
     mut dx: [&mut [T]; P],
 ) {
     let front = front_of(&dx);
-    if front > 0 {
+    if const { P > 1 } && front > 0 {
         let [gain] = first_of::<S, T, 1>(simd, [gain]);
         let (x, dy) = (first_of::<S, T, P>(simd, x), first_of::<S, T, P>(simd, dy));
         for r in 0..P {
