@@ -6,11 +6,11 @@
 //!     each vector:                y of this row,   s and q of the next, asking likewise
 //! ```
 //!
-//! From memory R is 1; from a cache that cores share, two short rows share their latencies. A longer row does not stay in L1 with its y, gain and bias: there, loads and stores come in turns, as in a copy, and no
-//! load waits for the statistics of a row. The equations and the order of additions are those of
-//! [`normalize`](super::normalize). On a Skylake, with AVX2, rows summed ahead took 0.75 to 0.95
-//! of the time of the kernels there; rows from memory that are asked for take 0.8 to 0.98 of that. Asking has not been
-//! measured on AVX-512; there rows summed ahead took longer on a Zen 4.
+//! From memory R is 1; from a cache that cores share, two short rows share their latencies. A longer row does not stay in
+//! L1 with its y, gain and bias: there, loads and stores come in turns, as in a copy, and no load waits for the statistics of
+//! a row. The equations and the order of additions are those of [`normalize`](super::normalize). On a Skylake, with AVX2,
+//! rows summed ahead took 0.75 to 0.95 of the time of the kernels there; rows from memory that are asked for take 0.8 to
+//! 0.98 of that. Asking has not been measured on AVX-512; there rows summed ahead took longer on a Zen 4.
 
 use std::ops::Range;
 
