@@ -29,6 +29,9 @@ const ROWS: usize = 1024;
 const WORTH_COPYING: usize = 8;
 const WORTH_COPYING_ALONE: usize = 512;
 
+/// Rows of a sequence from which on W_x is copied so.
+const WORTH_COPYING_INPUT: usize = ROWS;
+
 /// Multiplications of a product from which on it is worth several threads.
 const WORTH_THREADS: usize = 1 << 18;
 
@@ -69,6 +72,11 @@ impl Lengths {
 
     fn scratch(&self) -> usize {
         self.blocks() * self.size.scratch
+    }
+
+    /// Elements of a copy of W_x, if the rows are worth one.
+    fn copied_input_weights(&self) -> usize {
+        if self.steps * self.batch >= WORTH_COPYING_INPUT { self.input * self.columns() } else { 0 }
     }
 
     /// Elements of a copy of W_h, if the steps are worth one.
@@ -193,8 +201,8 @@ impl<'a, T: Element> Products<'a, T> {
     }
 }
 
-/// W_h or its transpose as the products of many steps like it: a copy in panels, where there is room for one.
-fn for_steps<'a, T: Element>(weights: Matrix<'a, T>, to: &'a mut [T]) -> Matrix<'a, T> {
+/// Weights as many products like them: a copy in panels, where there is room for one.
+fn for_products<'a, T: Element>(weights: Matrix<'a, T>, to: &'a mut [T]) -> Matrix<'a, T> {
     if to.is_empty() { weights } else { weights.panels_into(to) }
 }
 

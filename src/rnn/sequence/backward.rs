@@ -20,7 +20,7 @@ use crate::parallel;
 use crate::rnn::cell::Cell;
 use crate::rnn::saved::{Norm, Saved, mask_of};
 use crate::rnn::sequence::{
-    Lengths, Products, Rows, WORTH_THREADS, adjacent, copy, for_steps, multiply, nth, rows_per_block, take,
+    Lengths, Products, Rows, WORTH_THREADS, adjacent, copy, for_products, multiply, nth, rows_per_block, take,
 };
 use crate::rnn::state::State;
 use crate::rnn::weights::{MATRICES, Weights};
@@ -59,7 +59,7 @@ pub(crate) fn backward<T: Element, C: Cell<T>>(
         parallel::lend(all, |mut buffer| {
             let buffer = &mut buffer;
             let [x_tile, dx_tile, dy_tile] = [x_tile, dx_tile, dy_tile].map(|len| take(buffer, len));
-            let w_h_transposed = for_steps(weights.recurrent.transposed(), take(buffer, transposed));
+            let w_h_transposed = for_products(weights.recurrent.transposed(), take(buffer, transposed));
             let turned = take(buffer, turned);
             let (du, dv) = (take(buffer, longest * len.u), take(buffer, longest * len.v));
             let (dh, dc) = (take(buffer, len.h), take(buffer, len.c));

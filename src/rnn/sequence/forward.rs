@@ -1,7 +1,7 @@
 //! The loop over the steps of a sequence.
 //!
 //! ```text
-//! W_h in panels                              a copy, for all steps
+//! W_h, W_x in panels                         copies, for all steps
 //! each piece of the sequence:
 //!     v = x W_x                              one product for all steps of the piece
 //!     each step:
@@ -21,7 +21,7 @@ use crate::matmul::Into;
 use crate::parallel;
 use crate::rnn::cell::{Cell, Size};
 use crate::rnn::saved::{Norm, Saved, mask_of};
-use crate::rnn::sequence::{Lengths, Products, Rows, adjacent, for_steps, multiply, nth, rows_per_block, take};
+use crate::rnn::sequence::{Lengths, Products, Rows, adjacent, for_products, multiply, nth, rows_per_block, take};
 use crate::rnn::state::State;
 
 /// What a call gets, and what it makes of it.
@@ -75,7 +75,7 @@ pub(crate) fn infer<T: Element, C: Cell<T>>(cell: &C, sequence: Sequence<'_, T>,
 fn room<T>(lengths: &Lengths, x: &ArrayView3<'_, T>) -> usize {
     let (len, longest) = (lengths.of_step(), lengths.longest());
     let tile = if x.as_slice().is_some() { 0 } else { longest * len.x };
-    longest * len.v + len.u + lengths.scratch() + lengths.copied_weights() + tile
+    longest * len.v + len.u + lengths.scratch() + lengths.copied_weights() + lengths.copied_input_weights() + tile
 }
 
 /// y and the last state of a sequence, by way of these places.
@@ -92,13 +92,14 @@ fn run<T: Element, C: Cell<T>>(
     let weights = Products::new(cell, lengths);
     let v = take(&mut buffer, lengths.longest() * len.v);
     let [u, scratch] = [len.u, lengths.scratch()].map(|len| take(&mut buffer, len));
-    let w_h = for_steps(weights.recurrent, take(&mut buffer, lengths.copied_weights()));
+    let w_h = for_products(weights.recurrent, take(&mut buffer, lengths.copied_weights()));
+    let w_x = for_products(weights.input, take(&mut buffer, lengths.copied_input_weights()));
     let tile = buffer;
     let place_of_state = |t: usize| t % (places.steps + 1);
     state.copy_to(&mut h[..len.h], &mut c[..len.c]);
     for (first, count) in lengths.pieces() {
         let x = adjacent(&x, (first, count), tile);
-        multiply(&mut v[..count * len.v], Into::Replace, x, count * batch, weights.input, lengths.input);
+        multiply(&mut v[..count * len.v], Into::Replace, x, count * batch, w_x, lengths.input);
         for (v, t) in v.chunks_exact_mut(len.v).zip(first..first + count) {
             let (at, around) = (t % places.steps, [t, t + 1].map(place_of_state));
             let [h_before, h] = two(h, around, len.h);
