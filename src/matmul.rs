@@ -127,19 +127,19 @@ pub(crate) fn multiply<T: RealField>(c: &mut [T], into: Into, a: Matrix<'_, T>, 
         Into::Replace => Accum::Replace,
         Into::Add => Accum::Add,
     };
-    let panels = b.layout == Layout::Panels;
-    let right = if panels { Right::Panels(b.elements) } else { Right::Whole(b.view()) };
+    let right = if b.layout == Layout::Panels { Right::Panels(b.elements) } else { Right::Whole(b.view()) };
     let product = Product { c, accum, a: a.view(), right };
     if threads == 1 {
         product.run();
-    } else if panels || product.pieces() >= SHARES * threads {
+    } else if b.layout == Layout::Panels || a.rows > 1 && product.pieces() >= SHARES * threads {
         parallel::fork(product);
     } else {
         matmul(product.c, accum, product.a, b.view(), T::one_impl(), par(threads));
     }
 }
 
-/// A product whose columns any thread takes: two threads then need up to a fifth less time than faer's own.
+/// A product strip by strip of columns, by whatever thread. On a Skylake, one thread then needs up to half, two threads up to
+/// four fifths of the time of faer's way through the whole.
 struct Product<'a, T> {
     c: MatMut<'a, T>,
     accum: Accum,
@@ -154,14 +154,14 @@ enum Right<'a, T> {
     Panels(&'a [T]),
 }
 
-/// Columns that a thread takes at least of a matrix that does not lie in panels.
+/// Columns of a strip, if it is not a panel.
 const STRIP: usize = 2 * PANEL;
 
 /// Strips for each thread, so that none waits long for another.
 const SHARES: usize = 4;
 
 impl<T> Product<'_, T> {
-    /// Columns of a piece.
+    /// Columns of a strip.
     fn width(&self) -> usize {
         match self.right {
             Right::Whole(_) => STRIP,
@@ -192,16 +192,19 @@ impl<T: RealField> Job for Product<'_, T> {
     }
 
     fn run(mut self) {
-        let panels = match self.right {
-            Right::Whole(b) => return matmul(self.c, self.accum, self.a, b, T::one_impl(), Par::Seq),
-            Right::Panels(panels) => panels,
-        };
         let (inner, columns) = (self.a.ncols(), self.c.ncols());
-        for first in (0..columns).step_by(PANEL) {
-            let width = PANEL.min(columns - first);
-            let panel = MatRef::from_row_major_slice(&panels[first * inner..][..width * inner], inner, width);
-            let c = self.c.rb_mut().subcols_mut(first, width);
-            matmul(c, self.accum, self.a, panel, T::one_impl(), Par::Seq);
+        // One row alone reads b along its rows, once.
+        let whole = self.c.nrows() == 1 && matches!(self.right, Right::Whole(_));
+        let strip = if whole { columns.max(1) } else { self.width() };
+        for first in (0..columns).step_by(strip) {
+            let width = strip.min(columns - first);
+            let b = match self.right {
+                Right::Whole(b) => b.subcols(first, width),
+                Right::Panels(panels) => {
+                    MatRef::from_row_major_slice(&panels[first * inner..][..width * inner], inner, width)
+                }
+            };
+            matmul(self.c.rb_mut().subcols_mut(first, width), self.accum, self.a, b, T::one_impl(), Par::Seq);
         }
     }
 }
