@@ -66,12 +66,31 @@ pub(crate) fn backward<S: Simd, T: Number>(
         }
         return;
     }
-    let vectors = features.div_ceil(T::LANES);
     if const { S::f32s::LEN < 8 } {
         // Narrow registers do not hold two rows.
-        groups::<S, T, 1, 1>(simd, &layer, &kept, x, dy, dx, columns, 0..rows, false);
-        return;
+        groups::<S, T, 1, 1, true>(simd, &layer, &kept, x, dy, dx, columns, 0..rows, false);
+    } else if layer.spread.centred {
+        plain_rows::<S, T, true>(simd, &layer, place, &kept, x, dy, dx, columns);
+    } else {
+        plain_rows::<S, T, false>(simd, &layer, place, &kept, x, dy, dx, columns);
     }
+}
+
+/// Rows that need not be rescaled. `CENTRED`: as the spread of the layer.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
+fn plain_rows<S: Simd, T: Number, const CENTRED: bool>(
+    simd: S,
+    layer: &Layer<'_, T>,
+    place: Place,
+    kept: &KeptRows<'_, T>,
+    x: &[T],
+    dy: &[T],
+    dx: &mut [T],
+    columns: &mut Columns<'_, T>,
+) {
+    let rows = kept.mean.len();
+    let vectors = layer.features.div_ceil(T::LANES);
     // Memory sets the pace, and it is fastest where each row is read and written before the next.
     let alone = if const { is_avx2::<S>() } {
         place == Place::Shared && vectors > 8 || place == Place::Memory && vectors > 4
@@ -82,14 +101,15 @@ pub(crate) fn backward<S: Simd, T: Number>(
         0
     } else if vectors <= 8 {
         // The reductions are a large part of the work.
-        groups::<S, T, 8, 2>(simd, &layer, &kept, x, dy, dx, columns, 0..rows / 8 * 8, false)
+        groups::<S, T, 8, 2, CENTRED>(simd, layer, kept, x, dy, dx, columns, 0..rows / 8 * 8, false)
     } else if vectors <= ALONE {
-        groups::<S, T, 2, 2>(simd, &layer, &kept, x, dy, dx, columns, 0..rows / 2 * 2, false)
+        groups::<S, T, 2, 2, CENTRED>(simd, layer, kept, x, dy, dx, columns, 0..rows / 2 * 2, false)
     } else {
         // The columns are a large part of the traffic.
-        groups::<S, T, 4, 4>(simd, &layer, &kept, x, dy, dx, columns, 0..rows / 4 * 4, false)
+        groups::<S, T, 4, 4, CENTRED>(simd, layer, kept, x, dy, dx, columns, 0..rows / 4 * 4, false)
     };
-    groups::<S, T, 1, 1>(simd, &layer, &kept, x, dy, dx, columns, done..rows, place != Place::Core);
+    let asks = place != Place::Core;
+    groups::<S, T, 1, 1, CENTRED>(simd, layer, kept, x, dy, dx, columns, done..rows, asks);
 }
 
 /// Rows that need not be rescaled, `R` at a time; `R` divides their number, and `P` divides `R`. Returns the row after
@@ -99,7 +119,7 @@ pub(crate) fn backward<S: Simd, T: Number>(
 #[simd]
 #[inline(never)]
 #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
-fn groups<S: Simd, T: Number, const R: usize, const P: usize>(
+fn groups<S: Simd, T: Number, const R: usize, const P: usize, const CENTRED: bool>(
     simd: S,
     layer: &Layer<'_, T>,
     kept: &KeptRows<'_, T>,
@@ -128,13 +148,22 @@ fn groups<S: Simd, T: Number, const R: usize, const P: usize>(
             [Prefetch::NONE; 2]
         };
         if features <= T::BLOCK {
-            group.sum_blocks::<S, P>(simd, &tail, layer, x, dy, columns, prefetch);
-            group.write(simd, &tail, gain, features, 0, x, dy, dx);
+            group.sum_blocks::<S, P, CENTRED>(simd, &tail, layer, x, dy, columns, prefetch);
+            group.write::<S, CENTRED>(simd, &tail, gain, features, 0, x, dy, dx);
         } else {
-            group.sum_long_rows::<S, P>(simd, layer, x, dy, columns, prefetch);
+            group.sum_long_rows::<S, P, CENTRED>(simd, layer, x, dy, columns, prefetch);
             for start in (0..features).step_by(T::BLOCK) {
                 let len = (features - start).min(T::BLOCK);
-                group.write(simd, &Tail::new(simd, len), layer.gain(start, len), features, start, x, dy, dx);
+                group.write::<S, CENTRED>(
+                    simd,
+                    &Tail::new(simd, len),
+                    layer.gain(start, len),
+                    features,
+                    start,
+                    x,
+                    dy,
+                    dx,
+                );
             }
         }
     }
@@ -179,7 +208,7 @@ impl<T: Number, const R: usize> Group<T, R> {
     /// The first pass over rows of one block.
     #[inline(always)]
     #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
-    fn sum_blocks<S: Simd, const P: usize>(
+    fn sum_blocks<S: Simd, const P: usize, const CENTRED: bool>(
         &mut self,
         simd: S,
         tail: &Tail<S, T>,
@@ -195,7 +224,7 @@ impl<T: Number, const R: usize> Group<T, R> {
         let (mut q, mut qd) = (zeros, zeros);
         for (i, (x, dy)) in x.chunks_exact(P * features).zip(dy.chunks_exact(P * features)).enumerate() {
             let (x, dy) = (split(x, features, 0, features), split(dy, features, 0, features));
-            let sums = sums::<S, T, P>(simd, tail, gain, &self.rows(i * P), x, dy, columns, prefetch);
+            let sums = sums::<S, T, P, CENTRED>(simd, tail, gain, &self.rows(i * P), x, dy, columns, prefetch);
             for r in 0..P {
                 (q[i * P + r], qd[i * P + r]) = sums[r];
             }
@@ -213,7 +242,7 @@ impl<T: Number, const R: usize> Group<T, R> {
 
     /// The first pass over rows of several blocks.
     #[inline(always)]
-    fn sum_long_rows<S: Simd, const P: usize>(
+    fn sum_long_rows<S: Simd, const P: usize, const CENTRED: bool>(
         &mut self,
         simd: S,
         layer: &Layer<'_, T>,
@@ -235,7 +264,7 @@ impl<T: Number, const R: usize> Group<T, R> {
                     #[inline(always)]
                     |prefetch| prefetch.skip(start),
                 );
-                let block = sums::<S, T, P>(simd, &tail, gain, &rows, x, dy, columns, prefetch);
+                let block = sums::<S, T, P, CENTRED>(simd, &tail, gain, &rows, x, dy, columns, prefetch);
                 for r in 0..P {
                     total[r] = total[r].join(Sums::of_partial::<S, T>(simd, block[r].0, block[r].1));
                 }
@@ -249,7 +278,7 @@ impl<T: Number, const R: usize> Group<T, R> {
     /// The second pass over the columns from `start` on.
     #[inline(always)]
     #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
-    fn write<S: Simd>(
+    fn write<S: Simd, const CENTRED: bool>(
         &self,
         simd: S,
         tail: &Tail<S, T>,
@@ -263,7 +292,7 @@ impl<T: Number, const R: usize> Group<T, R> {
         let columns = start..start + tail.len();
         if R == 1 {
             let (x, dy, dx) = ([&x[columns.clone()]], [&dy[columns.clone()]], [&mut dx[columns]]);
-            return write(simd, tail, gain, &[self.second(simd, 0)], x, dy, dx);
+            return write::<S, T, 1, CENTRED>(simd, tail, gain, &[self.second(simd, 0)], x, dy, dx);
         }
         let inputs = x.chunks_exact(2 * features).zip(dy.chunks_exact(2 * features));
         for (i, ((x, dy), dx)) in inputs.zip(dx.chunks_exact_mut(2 * features)).enumerate() {
@@ -271,7 +300,7 @@ impl<T: Number, const R: usize> Group<T, R> {
             let (x, dy) = (split(x, features, start, tail.len()), split(dy, features, start, tail.len()));
             let dx = dx.split_at_mut(features);
             let dx = [&mut dx.0[columns.clone()], &mut dx.1[columns.clone()]];
-            write(simd, tail, gain, &rows, x, dy, dx);
+            write::<S, T, 2, CENTRED>(simd, tail, gain, &rows, x, dy, dx);
         }
     }
 

@@ -155,9 +155,8 @@ impl<T: Number> Row<T> {
     #[inline(always)]
     pub(crate) fn coefficients(&self, q: f64, qd: f64, layer: &Layer<'_, T>) -> Coefficients<T> {
         let rstd: f64 = self.rstd.into();
-        let d = qd - self.low.into() * q;
         let n = layer.features as f64;
-        let k = if layer.spread.centred { q / n } else { 0.0 };
+        let (k, d) = if layer.spread.centred { (q / n, qd - self.low.into() * q) } else { (0.0, qd) };
         Coefficients { k: T::from_f64(k), m: T::from_f64(rstd * rstd * (d / n)) }
     }
 }
@@ -209,6 +208,16 @@ impl<V: Copy> Lanes<V> {
         (q, q * d, p * (d - self.low))
     }
 
+    /// [`Lanes::terms`] but the first, of rows with a spread about 0.
+    #[inline(always)]
+    fn terms_about_zero<S: Simd>(&self, gain: V, x: V, dy: V) -> (V, V)
+    where
+        V: SimdBase<S>,
+    {
+        let p = dy * self.rstd;
+        (gain * p * x, p * x)
+    }
+
     /// With the q and q·(x − mean) of a vector.
     #[inline(always)]
     fn add<S: Simd>(&self, (q, qd): &mut (V, V), gain: V, x: V, dy: V)
@@ -221,11 +230,42 @@ impl<V: Copy> Lanes<V> {
     }
 }
 
+/// The sums of the first pass over a block of each of `P` rows, turn by turn; `CENTRED` as in [`sums`].
+struct Turned<V, const P: usize, const CENTRED: bool> {
+    lanes: [Lanes<V>; P],
+    q: [[V; TURNS]; P],
+    qd: [[V; TURNS]; P],
+}
+
+impl<V: Copy, const P: usize, const CENTRED: bool> Turned<V, P, CENTRED> {
+    /// With row `r`'s x and dy of some columns, which are added to those of dgain and dbias.
+    #[inline(always)]
+    fn add<S: Simd>(&mut self, r: usize, turn: usize, gain: V, [x, dy]: [V; 2], [dgain, dbias]: &mut [V; 2])
+    where
+        V: SimdBase<S>,
+    {
+        if CENTRED {
+            let terms = self.lanes[r].terms(gain, x, dy);
+            self.q[r][turn] += terms.0;
+            self.qd[r][turn] += terms.1;
+            *dgain += terms.2;
+            *dbias += dy;
+        } else {
+            let terms = self.lanes[r].terms_about_zero(gain, x, dy);
+            self.qd[r][turn] += terms.0;
+            *dgain += terms.1;
+        }
+    }
+}
+
 /// The first pass over a block of each of `P` rows: their partial sums; adds to `columns`. What follows in x and dy is asked
 /// for meanwhile.
+///
+/// `CENTRED`: as the spread of the layer. About 0, no Q is needed, and there is no bias: dbias stays as it was. The bits of
+/// all else are those of both.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
-pub(crate) fn sums<S: Simd, T: Number, const P: usize>(
+pub(crate) fn sums<S: Simd, T: Number, const P: usize, const CENTRED: bool>(
     simd: S,
     tail: &Tail<S, T>,
     gain: &[T],
@@ -236,11 +276,11 @@ pub(crate) fn sums<S: Simd, T: Number, const P: usize>(
     prefetch: [Prefetch<'_, T>; 2],
 ) -> [(Vector<S, T>, Vector<S, T>); P] {
     let zero = splat(simd, T::zero());
-    let mut lanes = [Lanes::new(simd, &rows[0]); P];
-    for r in 1..P {
-        lanes[r] = Lanes::new(simd, &rows[r]);
+    let zeros = [[zero; TURNS]; P];
+    let mut sums = Turned::<_, P, CENTRED> { lanes: [Lanes::new(simd, &rows[0]); P], q: zeros, qd: zeros };
+    for (lanes, row) in sums.lanes.iter_mut().zip(rows) {
+        *lanes = Lanes::new(simd, row);
     }
-    let (mut q, mut qd) = ([[zero; TURNS]; P], [[zero; TURNS]; P]);
     let gains = vectors(gain);
     let (xs, dys) = (x.map(vectors), dy.map(vectors));
     let (dgains, odd_dgain) = T::chunks_mut(columns.dgain).0.as_chunks_mut::<TURNS>();
@@ -255,62 +295,51 @@ pub(crate) fn sums<S: Simd, T: Number, const P: usize>(
                     array.line((TURNS * i + t) * T::LANES);
                 }
                 let gain = load::<S, T>(simd, &gains.pairs[i][t]);
-                let (mut dgain, mut dbias) = (load::<S, T>(simd, &dgains[i][t]), load::<S, T>(simd, &dbiases[i][t]));
+                let dbias = if CENTRED { load::<S, T>(simd, &dbiases[i][t]) } else { zero };
+                let mut columns = [load::<S, T>(simd, &dgains[i][t]), dbias];
                 for r in 0..P {
-                    let dy = load::<S, T>(simd, &dy[r][i][t]);
-                    let terms = lanes[r].terms(gain, load::<S, T>(simd, &x[r][i][t]), dy);
-                    q[r][t] += terms.0;
-                    qd[r][t] += terms.1;
-                    dgain += terms.2;
-                    dbias += dy;
+                    let x = load::<S, T>(simd, &x[r][i][t]);
+                    sums.add(r, t, gain, [x, load::<S, T>(simd, &dy[r][i][t])], &mut columns);
                 }
-                dgain.store_array(&mut dgains[i][t]);
-                dbias.store_array(&mut dbiases[i][t]);
+                columns[0].store_array(&mut dgains[i][t]);
+                if CENTRED {
+                    columns[1].store_array(&mut dbiases[i][t]);
+                }
             }
         }
     }
     if let (Some(gain), [dgains], [dbiases]) = (gains.odd, odd_dgain, odd_dbias) {
         let gain = load::<S, T>(simd, gain);
-        let (mut dgain, mut dbias) = (load::<S, T>(simd, dgains), load::<S, T>(simd, dbiases));
+        let mut columns = [load::<S, T>(simd, dgains), load::<S, T>(simd, dbiases)];
         for r in 0..P {
             if let (Some(x), Some(dy)) = (xs[r].odd, dys[r].odd) {
-                let dy = load::<S, T>(simd, dy);
-                let terms = lanes[r].terms(gain, load::<S, T>(simd, x), dy);
-                q[r][0] += terms.0;
-                qd[r][0] += terms.1;
-                dgain += terms.2;
-                dbias += dy;
+                sums.add(r, 0, gain, [load::<S, T>(simd, x), load::<S, T>(simd, dy)], &mut columns);
             }
         }
-        dgain.store_array(dgains);
-        dbias.store_array(dbiases);
+        columns[0].store_array(dgains);
+        columns[1].store_array(dbiases);
     }
     if !tail.is_empty() {
         let gain = tail.load(gain, zero);
-        let (mut dgain, mut dbias) = (tail.load_all(columns.dgain), tail.load_all(columns.dbias));
+        let mut column_sums = [tail.load_all(columns.dgain), tail.load_all(columns.dbias)];
         for r in 0..P {
             // Filled up with what adds nothing.
-            let dy = tail.load(dy[r], zero);
-            let terms = lanes[r].terms(gain, tail.load(x[r], lanes[r].mean), dy);
-            // Not `q[r][tail.turn]`: sums that are found by a number are in memory, not in registers.
+            let row = [tail.load(x[r], sums.lanes[r].mean), tail.load(dy[r], zero)];
+            // Not `tail.turn`: sums that are found by a number are in memory, not in registers.
             if tail.turn == 0 {
-                q[r][0] += terms.0;
-                qd[r][0] += terms.1;
+                sums.add(r, 0, gain, row, &mut column_sums);
             } else {
-                q[r][1] += terms.0;
-                qd[r][1] += terms.1;
+                sums.add(r, 1, gain, row, &mut column_sums);
             }
-            dgain += terms.2;
-            dbias += dy;
         }
-        tail.store_all(dgain, columns.dgain);
-        tail.store_all(dbias, columns.dbias);
+        tail.store_all(column_sums[0], columns.dgain);
+        tail.store_all(column_sums[1], columns.dbias);
     }
-    let mut sums = [(zero, zero); P];
-    for r in 0..P {
-        sums[r] = (q[r][0] + q[r][1], qd[r][0] + qd[r][1]);
+    let mut partial = [(zero, zero); P];
+    for (partial, (q, qd)) in partial.iter_mut().zip(sums.q.iter().zip(&sums.qd)) {
+        *partial = (q[0] + q[1], qd[0] + qd[1]);
     }
-    sums
+    partial
 }
 
 /// The first pass over a block of a row whose columns the second pass adds up.
@@ -378,11 +407,22 @@ impl<V: Copy> Second<V> {
         let d = (x - self.row.mean) - self.row.low;
         (gain * (dy * self.row.rstd) - self.k) - d * self.m
     }
+
+    /// [`Second::dx`], or that of rows with a spread about 0, of the same bits.
+    #[inline(always)]
+    fn dx_about<S: Simd, const CENTRED: bool>(&self, gain: V, x: V, dy: V) -> V
+    where
+        V: SimdBase<S>,
+    {
+        if CENTRED { self.dx(gain, x, dy) } else { gain * (dy * self.row.rstd) - x * self.m }
+    }
 }
 
 /// The second pass over a block of each of `P` rows; of several rows, stores to the first meet cache lines.
+///
+/// `CENTRED`: as in [`sums`].
 #[inline(always)]
-pub(crate) fn write<S: Simd, T: Number, const P: usize>(
+pub(crate) fn write<S: Simd, T: Number, const P: usize, const CENTRED: bool>(
     simd: S,
     tail: &Tail<S, T>,
     gain: &[T],
@@ -396,7 +436,7 @@ pub(crate) fn write<S: Simd, T: Number, const P: usize>(
         let [gain] = first_of::<S, T, 1>(simd, [gain]);
         let (x, dy) = (first_of::<S, T, P>(simd, x), first_of::<S, T, P>(simd, dy));
         for r in 0..P {
-            rows[r].dx(gain, x[r], dy[r]).store_array(&mut T::chunks_mut(dx[r]).0[0]);
+            rows[r].dx_about::<S, CENTRED>(gain, x[r], dy[r]).store_array(&mut T::chunks_mut(dx[r]).0[0]);
         }
     }
     let count = (tail.len() - front) / T::LANES;
@@ -408,7 +448,8 @@ pub(crate) fn write<S: Simd, T: Number, const P: usize>(
             let gain = load::<S, T>(simd, &gains[i]);
             let mut result = [gain; P];
             for r in 0..P {
-                result[r] = rows[r].dx(gain, load::<S, T>(simd, &x[r][i]), load::<S, T>(simd, &dy[r][i]));
+                result[r] =
+                    rows[r].dx_about::<S, CENTRED>(gain, load::<S, T>(simd, &x[r][i]), load::<S, T>(simd, &dy[r][i]));
             }
             for r in 0..P {
                 result[r].store_array(&mut dx[r][i]);
@@ -419,7 +460,7 @@ pub(crate) fn write<S: Simd, T: Number, const P: usize>(
         let [gain] = last_of::<S, T, 1>(simd, tail, [gain]);
         let (x, dy) = (last_of::<S, T, P>(simd, tail, x), last_of::<S, T, P>(simd, tail, dy));
         for r in 0..P {
-            tail.store_all(rows[r].dx(gain, x[r], dy[r]), dx[r]);
+            tail.store_all(rows[r].dx_about::<S, CENTRED>(gain, x[r], dy[r]), dx[r]);
         }
     }
 }
