@@ -39,23 +39,40 @@ pub(crate) fn forward<S: Simd, T: Number>(
     y: &mut [T],
     saved: &mut Option<SavedRows<'_, T>>,
 ) {
+    if layer.spread.centred {
+        all_rows::<S, T, true>(simd, layer, place, x, y, saved);
+    } else {
+        all_rows::<S, T, false>(simd, layer, place, x, y, saved);
+    }
+}
+
+/// [`forward`]. `CENTRED`: as the spread of the layer.
+#[inline(always)]
+fn all_rows<S: Simd, T: Number, const CENTRED: bool>(
+    simd: S,
+    layer: Layer<'_, T>,
+    place: Place,
+    x: &[T],
+    y: &mut [T],
+    saved: &mut Option<SavedRows<'_, T>>,
+) {
     let Layer { features, .. } = layer;
     if features > T::BLOCK {
-        return long_rows(simd, layer, x, y, saved);
+        return long_rows::<S, T, CENTRED>(simd, layer, x, y, saved);
     }
     let rows = x.len() / features;
     let done = if place == Place::Shared && features <= PAIRED * T::LANES {
-        blocks::<S, T, 2>(simd, layer, x, y, saved, 0..rows / 2 * 2)
+        blocks::<S, T, 2, CENTRED>(simd, layer, x, y, saved, 0..rows / 2 * 2)
     } else {
         0
     };
-    blocks::<S, T, 1>(simd, layer, x, y, saved, done..rows);
+    blocks::<S, T, 1, CENTRED>(simd, layer, x, y, saved, done..rows);
 }
 
 /// Rows of one block, `R` at a time; `R` divides their number. Returns the row after the last.
 #[simd]
 #[inline(never)]
-fn blocks<S: Simd, T: Number, const R: usize>(
+fn blocks<S: Simd, T: Number, const R: usize, const CENTRED: bool>(
     simd: S,
     layer: Layer<'_, T>,
     x: &[T],
@@ -75,7 +92,7 @@ fn blocks<S: Simd, T: Number, const R: usize>(
         }
         let mut sums = [[splat(simd, T::zero()); 2]; R];
         for r in 0..R {
-            sums[r] = partial_sums(simd, tail, &x[at(r)], near[r], Prefetch::new(x, at(r).start));
+            sums[r] = partial_sums::<S, T, CENTRED>(simd, tail, &x[at(r)], near[r], Prefetch::new(x, at(r).start));
         }
         let mut statistics = [Statistics::none(); R];
         for r in 0..R {
@@ -83,7 +100,7 @@ fn blocks<S: Simd, T: Number, const R: usize>(
         }
         for r in 0..R {
             let lanes = Lanes::new(simd, statistics[r].mean, statistics[r].low, statistics[r].rstd);
-            write(simd, tail, affine, &[lanes], [&x[at(r)]], [&mut y[at(r)]]);
+            write::<S, T, 1, CENTRED>(simd, tail, affine, &[lanes], [&x[at(r)]], [&mut y[at(r)]]);
         }
         for r in 0..R {
             end_row(simd, layer, &statistics[r], &x[at(r)], &mut y[at(r)], saved, first + r);
@@ -95,7 +112,7 @@ fn blocks<S: Simd, T: Number, const R: usize>(
 /// Rows of several blocks.
 #[simd]
 #[inline(never)]
-fn long_rows<S: Simd, T: Number>(
+fn long_rows<S: Simd, T: Number, const CENTRED: bool>(
     simd: S,
     layer: Layer<'_, T>,
     x: &[T],
@@ -124,10 +141,11 @@ fn long_rows<S: Simd, T: Number>(
             let (x, y) = (&x[at.clone()], &mut y[at.clone()]);
             match next {
                 Some(next) => {
-                    moments =
-                        moments.join(write_and_sum(simd, tail, affine, &lanes, x, y, &next[at], spread, prefetch));
+                    let next = &next[at];
+                    moments = moments
+                        .join(write_and_sum::<S, T, CENTRED>(simd, tail, affine, &lanes, x, y, next, spread, prefetch));
                 }
-                None => write(simd, tail, affine, &[lanes], [x], [y]),
+                None => write::<S, T, 1, CENTRED>(simd, tail, affine, &[lanes], [x], [y]),
             }
         }
         end_row(simd, layer, &statistics, x, y, saved, row);
@@ -138,7 +156,7 @@ fn long_rows<S: Simd, T: Number>(
 /// y of a block, and the moments of the one below it.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
-fn write_and_sum<S: Simd, T: Number>(
+fn write_and_sum<S: Simd, T: Number, const CENTRED: bool>(
     simd: S,
     tail: &Tail<S, T>,
     (gain, bias): (&[T], &[T]),
@@ -150,8 +168,8 @@ fn write_and_sum<S: Simd, T: Number>(
     prefetch: Prefetch<'_, T>,
 ) -> Moments<T> {
     let near = near_of(simd, tail, next, spread);
-    let near_lanes = splat(simd, near);
-    let mut partial = Partial::new::<S, T>(simd, near_lanes);
+    let (near_lanes, zero) = (splat(simd, near), splat(simd, T::zero()));
+    let mut partial = Partial::<_, CENTRED>::new::<S, T>(simd, near_lanes);
     let (gains, biases, xs) = (vectors(gain), vectors(bias), vectors(x));
     let Vectors { pairs, odd } = vectors(next);
     let count = pairs.len();
@@ -166,8 +184,11 @@ fn write_and_sum<S: Simd, T: Number>(
             for t in 0..TURNS {
                 prefetch.line((TURNS * at + t) * T::LANES);
                 chain.add(t, load::<S, T>(simd, &pairs[at][t]));
-                let (gain, bias) = (load::<S, T>(simd, &gain_pairs[at][t]), load::<S, T>(simd, &bias_pairs[at][t]));
-                lanes.affine(load::<S, T>(simd, &x_pairs[at][t]), gain, bias).store_array(&mut y_pairs[at][t]);
+                let gain = load::<S, T>(simd, &gain_pairs[at][t]);
+                let bias = if CENTRED { load::<S, T>(simd, &bias_pairs[at][t]) } else { zero };
+                lanes
+                    .affine_about::<S, CENTRED>(load::<S, T>(simd, &x_pairs[at][t]), gain, bias)
+                    .store_array(&mut y_pairs[at][t]);
             }
             at += 1;
         }
@@ -175,10 +196,12 @@ fn write_and_sum<S: Simd, T: Number>(
     }
     if let (Some(next), Some(x), Some(gain), Some(bias), [y]) = (odd, xs.odd, gains.odd, biases.odd, y_odd) {
         partial.add(0, load::<S, T>(simd, next));
-        lanes.affine(load::<S, T>(simd, x), load::<S, T>(simd, gain), load::<S, T>(simd, bias)).store_array(y);
+        lanes
+            .affine_about::<S, CENTRED>(load::<S, T>(simd, x), load::<S, T>(simd, gain), load::<S, T>(simd, bias))
+            .store_array(y);
     }
     if !tail.is_empty() {
-        tail.store_all(lanes.affine(tail.load_all(x), tail.load_all(gain), tail.load_all(bias)), y);
+        tail.store_all(lanes.affine_about::<S, CENTRED>(tail.load_all(x), tail.load_all(gain), tail.load_all(bias)), y);
     }
     moments_of(simd, tail, next, near, partial.end(tail, next), spread)
 }
@@ -236,7 +259,8 @@ mod tests {
             ] {
                 let x: Vec<T> = (0..rows * features).map(|i| kinds[i / features](number(i), i % features)).collect();
                 for affine in [true, false] {
-                    let (gain, bias) = (affine.then_some(&gain[..]), affine.then_some(&bias[..]));
+                    let gain = affine.then_some(&gain[..]);
+                    let bias = (affine && spread.centred).then_some(&bias[..]);
                     let layer = Layer { features, gain, bias, spread };
                     let run = |here| dispatch!(level, simd => run(simd, here, layer, &x));
                     let expected = run(None);

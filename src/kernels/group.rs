@@ -20,9 +20,9 @@ pub(crate) struct Group<T, const R: usize> {
 }
 
 impl<T: Number, const R: usize> Group<T, R> {
-    /// Of rows of one block.
+    /// Of rows of one block. `CENTRED`: as the spread.
     #[inline(always)]
-    pub(crate) fn of_blocks<S: Simd>(
+    pub(crate) fn of_blocks<S: Simd, const CENTRED: bool>(
         simd: S,
         tail: &Tail<S, T>,
         rows: &[T],
@@ -33,7 +33,7 @@ impl<T: Number, const R: usize> Group<T, R> {
         let zeros = [splat(simd, T::zero()); R];
         let (mut sums, mut squares) = (zeros, zeros);
         for (i, row) in rows.chunks_exact(features).enumerate() {
-            [sums[i], squares[i]] = partial_sums(simd, tail, row, near.as_slice()[i], Prefetch::NONE);
+            [sums[i], squares[i]] = partial_sums::<S, T, CENTRED>(simd, tail, row, near.as_slice()[i], Prefetch::NONE);
         }
         Self::of_partial_sums(simd, tail, rows, near, [sums, squares], spread)
     }

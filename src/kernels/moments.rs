@@ -208,14 +208,14 @@ pub(crate) fn near_means<S: Simd, T: Number>(simd: S, len: usize, samples: &mut 
 /// pairs they cost a tenth of an addition a vector more.
 pub(crate) const CARRY: usize = 8;
 
-/// The partial sums of s and q.
-pub(crate) struct Partial<V> {
+/// The partial sums of s and q; of q alone, if they are not `CENTRED`, that is about 0.
+pub(crate) struct Partial<V, const CENTRED: bool> {
     near: V,
     sum: Turns<V>,
     squares: Turns<V>,
 }
 
-impl<V: Copy> Partial<V> {
+impl<V: Copy, const CENTRED: bool> Partial<V, CENTRED> {
     /// Of nothing yet.
     #[inline(always)]
     pub(crate) fn new<S: Simd, T: Number<Vector<S> = V>>(simd: S, near: V) -> Self {
@@ -238,8 +238,11 @@ impl<V: Copy> Partial<V> {
         let Some(([first, second], chain)) = chain.split_first() else { return partial };
         for (turn, x) in [first, second].into_iter().enumerate() {
             prefetch.line(turn * T::LANES);
-            let d = load::<S, T>(simd, x) - near;
-            (partial.sum[turn], partial.squares[turn]) = (d, d * d);
+            let d = partial.about_near(load::<S, T>(simd, x));
+            partial.squares[turn] = d * d;
+            if CENTRED {
+                partial.sum[turn] = d;
+            }
         }
         for (pair, [first, second]) in chain.iter().enumerate() {
             let at = (pair + 1) * TURNS * T::LANES;
@@ -251,14 +254,25 @@ impl<V: Copy> Partial<V> {
         partial
     }
 
+    /// x − h
+    #[inline(always)]
+    fn about_near<S: Simd>(&self, x: V) -> V
+    where
+        V: SimdBase<S>,
+    {
+        if CENTRED { x - self.near } else { x }
+    }
+
     /// With a vector of the block.
     #[inline(always)]
     pub(crate) fn add<S: Simd>(&mut self, turn: usize, x: V)
     where
         V: SimdBase<S>,
     {
-        let d = x - self.near;
-        self.sum[turn] += d;
+        let d = self.about_near(x);
+        if CENTRED {
+            self.sum[turn] += d;
+        }
         self.squares[turn] += d * d;
     }
 
@@ -269,7 +283,9 @@ impl<V: Copy> Partial<V> {
         V: SimdBase<S>,
     {
         for turn in 0..TURNS {
-            self.sum[turn] += next.sum[turn];
+            if CENTRED {
+                self.sum[turn] += next.sum[turn];
+            }
             self.squares[turn] += next.squares[turn];
         }
     }
@@ -290,9 +306,9 @@ impl<V: Copy> Partial<V> {
     }
 }
 
-/// The partial sums of s and of q of a block about `near`.
+/// The partial sums of s and of q of a block about `near`; of q alone, if they are not `CENTRED`.
 #[inline(always)]
-pub(crate) fn partial_sums<S: Simd, T: Number>(
+pub(crate) fn partial_sums<S: Simd, T: Number, const CENTRED: bool>(
     simd: S,
     tail: &Tail<S, T>,
     block: &[T],
@@ -302,7 +318,7 @@ pub(crate) fn partial_sums<S: Simd, T: Number>(
     let near = splat(simd, near);
     let Vectors { pairs, odd } = vectors(block);
     let (first, chains) = pairs.split_at(CARRY.min(pairs.len()));
-    let mut partial = Partial::of_chain::<S, T>(simd, near, first, prefetch);
+    let mut partial = Partial::<_, CENTRED>::of_chain::<S, T>(simd, near, first, prefetch);
     for (i, chain) in chains.chunks(CARRY).enumerate() {
         let prefetch = prefetch.skip((i + 1) * CARRY * TURNS * T::LANES);
         partial.join(&Partial::of_chain::<S, T>(simd, near, chain, prefetch));
@@ -316,7 +332,7 @@ pub(crate) fn partial_sums<S: Simd, T: Number>(
 /// The moments of a block about `near`.
 #[inline(always)]
 fn moments_about<S: Simd, T: Number>(simd: S, tail: &Tail<S, T>, block: &[T], near: T) -> Moments<T> {
-    let sums = tree(simd, &mut partial_sums(simd, tail, block, near, Prefetch::NONE));
+    let sums = tree(simd, &mut partial_sums::<S, T, true>(simd, tail, block, near, Prefetch::NONE));
     Moments::of_block(block.len() as f64, near, sums[0], sums[1])
 }
 
@@ -352,7 +368,12 @@ pub(crate) fn moments_of<S: Simd, T: Number>(
 pub(crate) fn block_moments<S: Simd, T: Number>(simd: S, spread: Spread, block: &[T]) -> Moments<T> {
     let tail = Tail::new(simd, block.len());
     let near = near_of(simd, &tail, block, spread);
-    moments_of(simd, &tail, block, near, partial_sums(simd, &tail, block, near, Prefetch::NONE), spread)
+    let sums = if spread.centred {
+        partial_sums::<S, T, true>(simd, &tail, block, near, Prefetch::NONE)
+    } else {
+        partial_sums::<S, T, false>(simd, &tail, block, near, Prefetch::NONE)
+    };
+    moments_of(simd, &tail, block, near, sums, spread)
 }
 
 /// The moments of a row of any length.

@@ -124,28 +124,44 @@ pub(crate) fn forward<S: Simd, T: Number>(
     mut saved: Option<SavedRows<'_, T>>,
 ) {
     let rows = x.len() / layer.features;
+    if const { S::f32s::LEN < 8 } {
+        // Narrow registers do not hold two rows, and the scalar fallback takes minutes to compile them.
+        groups::<S, T, 1, 1, true>(simd, layer, x, y, &mut saved, 0..rows, !streams);
+    } else if layer.spread.centred {
+        all_rows::<S, T, true>(simd, layer, streams, x, y, &mut saved);
+    } else {
+        all_rows::<S, T, false>(simd, layer, streams, x, y, &mut saved);
+    }
+}
+
+/// [`forward`] where registers hold two rows. `CENTRED`: as the spread of the layer.
+#[inline(always)]
+fn all_rows<S: Simd, T: Number, const CENTRED: bool>(
+    simd: S,
+    layer: Layer<'_, T>,
+    streams: bool,
+    x: &[T],
+    y: &mut [T],
+    saved: &mut Option<SavedRows<'_, T>>,
+) {
+    let rows = x.len() / layer.features;
     let vectors = layer.features.div_ceil(T::LANES);
     // Memory likes its lines in order.
     let ahead = !streams;
-    if const { S::f32s::LEN < 8 } {
-        // Narrow registers do not hold two rows, and the scalar fallback takes minutes to compile them.
-        groups::<S, T, 1, 1>(simd, layer, x, y, &mut saved, 0..rows, ahead);
-        return;
-    }
     let done = match vectors {
-        9..=16 if streams => groups::<S, T, 2, 1>(simd, layer, x, y, &mut saved, 0..rows / 2 * 2, ahead),
+        9..=16 if streams => groups::<S, T, 2, 1, CENTRED>(simd, layer, x, y, saved, 0..rows / 2 * 2, ahead),
         17.. if streams && layer.features <= T::BLOCK => 0,
         _ => {
             // Of shorter rows, the reductions are a large part of the work.
             let done = if vectors <= 16 && T::LANES > 8 {
-                groups::<S, T, 16, 2>(simd, layer, x, y, &mut saved, 0..rows / 16 * 16, ahead)
+                groups::<S, T, 16, 2, CENTRED>(simd, layer, x, y, saved, 0..rows / 16 * 16, ahead)
             } else {
                 0
             };
-            groups::<S, T, 4, 2>(simd, layer, x, y, &mut saved, done..rows / 4 * 4, ahead)
+            groups::<S, T, 4, 2, CENTRED>(simd, layer, x, y, saved, done..rows / 4 * 4, ahead)
         }
     };
-    groups::<S, T, 1, 1>(simd, layer, x, y, &mut saved, done..rows, ahead);
+    groups::<S, T, 1, 1, CENTRED>(simd, layer, x, y, saved, done..rows, ahead);
 }
 
 /// `R` rows at a time; `R` divides their number. Their y is written `P`, 1 or 2, at a time. Returns the row after the last.
@@ -153,7 +169,7 @@ pub(crate) fn forward<S: Simd, T: Number>(
 /// `ahead`: the sample of the rows that follow is taken first, and does not wait for anything of these.
 #[simd]
 #[inline(never)]
-fn groups<S: Simd, T: Number, const R: usize, const P: usize>(
+fn groups<S: Simd, T: Number, const R: usize, const P: usize, const CENTRED: bool>(
     simd: S,
     layer: Layer<'_, T>,
     x: &[T],
@@ -189,19 +205,19 @@ fn groups<S: Simd, T: Number, const R: usize, const P: usize>(
             if !ahead {
                 near = next;
             }
-            Group::<T, R>::of_blocks(simd, &tail, x, near, spread)
+            Group::<T, R>::of_blocks::<S, CENTRED>(simd, &tail, x, near, spread)
         } else {
             Group::of_long_rows(simd, features, x, spread)
         };
         if features <= LAST_TILE * T::LANES {
-            write_group::<S, T, R, P>(simd, &tail, affine, &group, features, 0, x, y);
+            write_group::<S, T, R, P, CENTRED>(simd, &tail, affine, &group, features, 0, x, y);
         } else {
             let mut start = 0;
             while start < features {
                 let rest = features - start;
                 let len = if rest <= LAST_TILE * T::LANES { rest } else { TILE * T::LANES };
                 let affine = (layer.gain(start, len), layer.bias(start, len));
-                write_group::<S, T, R, P>(simd, &Tail::new(simd, len), affine, &group, features, start, x, y);
+                write_group::<S, T, R, P, CENTRED>(simd, &Tail::new(simd, len), affine, &group, features, start, x, y);
                 start += len;
             }
         }
@@ -213,7 +229,7 @@ fn groups<S: Simd, T: Number, const R: usize, const P: usize>(
 /// y of the columns from `start` on of a group of rows.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
-fn write_group<S: Simd, T: Number, const R: usize, const P: usize>(
+fn write_group<S: Simd, T: Number, const R: usize, const P: usize, const CENTRED: bool>(
     simd: S,
     tail: &Tail<S, T>,
     affine: (&[T], &[T]),
@@ -226,7 +242,8 @@ fn write_group<S: Simd, T: Number, const R: usize, const P: usize>(
     let columns = start..start + tail.len();
     if P == 1 {
         for (i, (x, y)) in x.chunks_exact(features).zip(y.chunks_exact_mut(features)).enumerate() {
-            write(simd, tail, affine, &[group.lanes(simd, i)], [&x[columns.clone()]], [&mut y[columns.clone()]]);
+            let row = [group.lanes(simd, i)];
+            write::<S, T, 1, CENTRED>(simd, tail, affine, &row, [&x[columns.clone()]], [&mut y[columns.clone()]]);
         }
         return;
     }
@@ -235,7 +252,7 @@ fn write_group<S: Simd, T: Number, const R: usize, const P: usize>(
         let rows = [group.lanes(simd, 2 * i), group.lanes(simd, 2 * i + 1)];
         let x = [&x.0[columns.clone()], &x.1[columns.clone()]];
         let y = [&mut y.0[columns.clone()], &mut y.1[columns.clone()]];
-        write(simd, tail, affine, &rows, x, y);
+        write::<S, T, 2, CENTRED>(simd, tail, affine, &rows, x, y);
     }
 }
 
@@ -313,7 +330,7 @@ pub(crate) fn normalize<S: Simd, T: Number>(
         let (start, len) = (start + block * T::BLOCK, x.len());
         let affine = (layer.gain(start, len), layer.bias(start, len));
         let row = Lanes::new(simd, statistics.mean, statistics.low, statistics.rstd);
-        write(simd, &Tail::new(simd, len), affine, &[row], [x], [y]);
+        write::<S, T, 1, true>(simd, &Tail::new(simd, len), affine, &[row], [x], [y]);
     }
 }
 
@@ -399,11 +416,22 @@ impl<V> Lanes<V> {
     {
         ((x - self.mean) - self.low) * self.rstd * gain + bias
     }
+
+    /// [`Lanes::affine`], or that of rows with a spread about 0, of the same bits.
+    #[inline(always)]
+    pub(crate) fn affine_about<S: Simd, const CENTRED: bool>(&self, x: V, gain: V, bias: V) -> V
+    where
+        V: SimdBase<S>,
+    {
+        if CENTRED { self.affine(x, gain, bias) } else { x * self.rstd * gain + bias }
+    }
 }
 
 /// y of a block of each of `P` rows; of several rows, stores to the first meet cache lines.
+///
+/// `CENTRED`: as the spread of the layer. About 0, there is no bias: what is added is 0.
 #[inline(always)]
-pub(crate) fn write<S: Simd, T: Number, const P: usize>(
+pub(crate) fn write<S: Simd, T: Number, const P: usize, const CENTRED: bool>(
     simd: S,
     tail: &Tail<S, T>,
     (gain, bias): (&[T], &[T]),
@@ -415,7 +443,7 @@ pub(crate) fn write<S: Simd, T: Number, const P: usize>(
     if const { P > 1 } && front > 0 {
         let ([gain, bias], x) = (first_of::<S, T, 2>(simd, [gain, bias]), first_of::<S, T, P>(simd, x));
         for r in 0..P {
-            rows[r].affine(x[r], gain, bias).store_array(&mut T::chunks_mut(y[r]).0[0]);
+            rows[r].affine_about::<S, CENTRED>(x[r], gain, bias).store_array(&mut T::chunks_mut(y[r]).0[0]);
         }
     }
     let count = (tail.len() - front) / T::LANES;
@@ -424,10 +452,11 @@ pub(crate) fn write<S: Simd, T: Number, const P: usize>(
         let from = chunks_from::<T, P>(x, front, count);
         let to = y.each_mut().map(|y| &mut T::chunks_mut(&mut y[front..]).0[..count]);
         for i in 0..count {
-            let (gain, bias) = (load::<S, T>(simd, &gains[i]), load::<S, T>(simd, &biases[i]));
+            let gain = load::<S, T>(simd, &gains[i]);
+            let bias = if CENTRED { load::<S, T>(simd, &biases[i]) } else { splat(simd, T::zero()) };
             let mut result = [gain; P];
             for r in 0..P {
-                result[r] = rows[r].affine(load::<S, T>(simd, &from[r][i]), gain, bias);
+                result[r] = rows[r].affine_about::<S, CENTRED>(load::<S, T>(simd, &from[r][i]), gain, bias);
             }
             for r in 0..P {
                 result[r].store_array(&mut to[r][i]);
@@ -438,7 +467,7 @@ pub(crate) fn write<S: Simd, T: Number, const P: usize>(
         let [gain, bias] = last_of::<S, T, 2>(simd, tail, [gain, bias]);
         let x = last_of::<S, T, P>(simd, tail, x);
         for r in 0..P {
-            tail.store_all(rows[r].affine(x[r], gain, bias), y[r]);
+            tail.store_all(rows[r].affine_about::<S, CENTRED>(x[r], gain, bias), y[r]);
         }
     }
 }
