@@ -187,7 +187,7 @@ fn write_and_sum<S: Simd, T: Number, const CENTRED: bool>(
                 let gain = load::<S, T>(simd, &gain_pairs[at][t]);
                 let bias = if CENTRED { load::<S, T>(simd, &bias_pairs[at][t]) } else { zero };
                 lanes
-                    .affine_about::<S, CENTRED>(load::<S, T>(simd, &x_pairs[at][t]), gain, bias)
+                    .affine::<S, CENTRED>(load::<S, T>(simd, &x_pairs[at][t]), gain, bias)
                     .store_array(&mut y_pairs[at][t]);
             }
             at += 1;
@@ -197,11 +197,11 @@ fn write_and_sum<S: Simd, T: Number, const CENTRED: bool>(
     if let (Some(next), Some(x), Some(gain), Some(bias), [y]) = (odd, xs.odd, gains.odd, biases.odd, y_odd) {
         partial.add(0, load::<S, T>(simd, next));
         lanes
-            .affine_about::<S, CENTRED>(load::<S, T>(simd, x), load::<S, T>(simd, gain), load::<S, T>(simd, bias))
+            .affine::<S, CENTRED>(load::<S, T>(simd, x), load::<S, T>(simd, gain), load::<S, T>(simd, bias))
             .store_array(y);
     }
     if !tail.is_empty() {
-        tail.store_all(lanes.affine_about::<S, CENTRED>(tail.load_all(x), tail.load_all(gain), tail.load_all(bias)), y);
+        tail.store_all(lanes.affine::<S, CENTRED>(tail.load_all(x), tail.load_all(gain), tail.load_all(bias)), y);
     }
     moments_of(simd, tail, next, near, partial.end(tail, next), spread)
 }

@@ -408,22 +408,14 @@ impl<V> Lanes<V> {
         Self { mean: splat(simd, mean), low: splat(simd, low), rstd: splat(simd, rstd) }
     }
 
-    /// x̂·gain + bias
+    /// x̂·gain + bias. Not `CENTRED`, if the spread is about 0: mean and low are 0, and the bits the same.
     #[inline(always)]
-    pub(crate) fn affine<S: Simd>(&self, x: V, gain: V, bias: V) -> V
+    pub(crate) fn affine<S: Simd, const CENTRED: bool>(&self, x: V, gain: V, bias: V) -> V
     where
         V: SimdBase<S>,
     {
-        ((x - self.mean) - self.low) * self.rstd * gain + bias
-    }
-
-    /// [`Lanes::affine`], or that of rows with a spread about 0, of the same bits.
-    #[inline(always)]
-    pub(crate) fn affine_about<S: Simd, const CENTRED: bool>(&self, x: V, gain: V, bias: V) -> V
-    where
-        V: SimdBase<S>,
-    {
-        if CENTRED { self.affine(x, gain, bias) } else { x * self.rstd * gain + bias }
+        let d = if CENTRED { (x - self.mean) - self.low } else { x };
+        d * self.rstd * gain + bias
     }
 }
 
@@ -443,7 +435,7 @@ pub(crate) fn write<S: Simd, T: Number, const P: usize, const CENTRED: bool>(
     if const { P > 1 } && front > 0 {
         let ([gain, bias], x) = (first_of::<S, T, 2>(simd, [gain, bias]), first_of::<S, T, P>(simd, x));
         for r in 0..P {
-            rows[r].affine_about::<S, CENTRED>(x[r], gain, bias).store_array(&mut T::chunks_mut(y[r]).0[0]);
+            rows[r].affine::<S, CENTRED>(x[r], gain, bias).store_array(&mut T::chunks_mut(y[r]).0[0]);
         }
     }
     let count = (tail.len() - front) / T::LANES;
@@ -456,7 +448,7 @@ pub(crate) fn write<S: Simd, T: Number, const P: usize, const CENTRED: bool>(
             let bias = if CENTRED { load::<S, T>(simd, &biases[i]) } else { splat(simd, T::zero()) };
             let mut result = [gain; P];
             for r in 0..P {
-                result[r] = rows[r].affine_about::<S, CENTRED>(load::<S, T>(simd, &from[r][i]), gain, bias);
+                result[r] = rows[r].affine::<S, CENTRED>(load::<S, T>(simd, &from[r][i]), gain, bias);
             }
             for r in 0..P {
                 result[r].store_array(&mut to[r][i]);
@@ -467,7 +459,7 @@ pub(crate) fn write<S: Simd, T: Number, const P: usize, const CENTRED: bool>(
         let [gain, bias] = last_of::<S, T, 2>(simd, tail, [gain, bias]);
         let x = last_of::<S, T, P>(simd, tail, x);
         for r in 0..P {
-            tail.store_all(rows[r].affine_about::<S, CENTRED>(x[r], gain, bias), y[r]);
+            tail.store_all(rows[r].affine::<S, CENTRED>(x[r], gain, bias), y[r]);
         }
     }
 }

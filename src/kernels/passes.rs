@@ -399,22 +399,14 @@ impl<V: Copy> Second<V> {
         Self { row: Lanes::new(simd, row), k: splat(simd, coefficients.k), m: splat(simd, coefficients.m) }
     }
 
+    /// Not `CENTRED`, if the spread is about 0: mean, low and k are 0, and the bits the same.
     #[inline(always)]
-    pub(crate) fn dx<S: Simd>(&self, gain: V, x: V, dy: V) -> V
+    pub(crate) fn dx<S: Simd, const CENTRED: bool>(&self, gain: V, x: V, dy: V) -> V
     where
         V: SimdBase<S>,
     {
-        let d = (x - self.row.mean) - self.row.low;
-        (gain * (dy * self.row.rstd) - self.k) - d * self.m
-    }
-
-    /// [`Second::dx`], or that of rows with a spread about 0, of the same bits.
-    #[inline(always)]
-    fn dx_about<S: Simd, const CENTRED: bool>(&self, gain: V, x: V, dy: V) -> V
-    where
-        V: SimdBase<S>,
-    {
-        if CENTRED { self.dx(gain, x, dy) } else { gain * (dy * self.row.rstd) - x * self.m }
+        let q = gain * (dy * self.row.rstd);
+        if CENTRED { (q - self.k) - ((x - self.row.mean) - self.row.low) * self.m } else { q - x * self.m }
     }
 }
 
@@ -436,7 +428,7 @@ pub(crate) fn write<S: Simd, T: Number, const P: usize, const CENTRED: bool>(
         let [gain] = first_of::<S, T, 1>(simd, [gain]);
         let (x, dy) = (first_of::<S, T, P>(simd, x), first_of::<S, T, P>(simd, dy));
         for r in 0..P {
-            rows[r].dx_about::<S, CENTRED>(gain, x[r], dy[r]).store_array(&mut T::chunks_mut(dx[r]).0[0]);
+            rows[r].dx::<S, CENTRED>(gain, x[r], dy[r]).store_array(&mut T::chunks_mut(dx[r]).0[0]);
         }
     }
     let count = (tail.len() - front) / T::LANES;
@@ -448,8 +440,7 @@ pub(crate) fn write<S: Simd, T: Number, const P: usize, const CENTRED: bool>(
             let gain = load::<S, T>(simd, &gains[i]);
             let mut result = [gain; P];
             for r in 0..P {
-                result[r] =
-                    rows[r].dx_about::<S, CENTRED>(gain, load::<S, T>(simd, &x[r][i]), load::<S, T>(simd, &dy[r][i]));
+                result[r] = rows[r].dx::<S, CENTRED>(gain, load::<S, T>(simd, &x[r][i]), load::<S, T>(simd, &dy[r][i]));
             }
             for r in 0..P {
                 result[r].store_array(&mut dx[r][i]);
@@ -460,7 +451,7 @@ pub(crate) fn write<S: Simd, T: Number, const P: usize, const CENTRED: bool>(
         let [gain] = last_of::<S, T, 1>(simd, tail, [gain]);
         let (x, dy) = (last_of::<S, T, P>(simd, tail, x), last_of::<S, T, P>(simd, tail, dy));
         for r in 0..P {
-            tail.store_all(rows[r].dx_about::<S, CENTRED>(gain, x[r], dy[r]), dx[r]);
+            tail.store_all(rows[r].dx::<S, CENTRED>(gain, x[r], dy[r]), dx[r]);
         }
     }
 }
@@ -492,7 +483,7 @@ pub(crate) fn write_and_add<S: Simd, T: Number, const P: usize>(
                 let (x, dy) = (load::<S, T>(simd, &x[r][i]), load::<S, T>(simd, &dy[r][i]));
                 dgain += rows[r].row.terms(gain, x, dy).2;
                 dbias += dy;
-                rows[r].dx(gain, x, dy).store_array(&mut dx[r][i]);
+                rows[r].dx::<_, true>(gain, x, dy).store_array(&mut dx[r][i]);
             }
             dgain.store_array(&mut dgains[i]);
             dbias.store_array(&mut dbiases[i]);
@@ -503,7 +494,7 @@ pub(crate) fn write_and_add<S: Simd, T: Number, const P: usize>(
         let (mut dgain, mut dbias) = (tail.load_all(columns.dgain), tail.load_all(columns.dbias));
         for r in 0..P {
             let (x, dy) = (tail.load_all(x[r]), tail.load_all(dy[r]));
-            tail.store_all(rows[r].dx(gain, x, dy), dx[r]);
+            tail.store_all(rows[r].dx::<_, true>(gain, x, dy), dx[r]);
             // Filled up with what adds nothing.
             let dy = tail.keep(dy, splat(simd, T::zero()));
             dgain += rows[r].row.terms(gain, tail.keep(x, rows[r].row.mean), dy).2;

@@ -113,7 +113,7 @@ fn normalize_group<S: Simd, T: Number, const R: usize>(
     let (gain, bias) = (layer.gain(0, features), layer.bias(0, features));
     let mut result = zeros;
     for j in 0..features {
-        result[j] = lanes.affine(x[j], splat(simd, gain[j]), splat(simd, bias[j]));
+        result[j] = lanes.affine::<_, true>(x[j], splat(simd, gain[j]), splat(simd, bias[j]));
     }
     store_rows::<S, T, R>(features, &transpose(result), y);
     group
@@ -200,7 +200,7 @@ fn backward_group<S: Simd, T: Number, const R: usize>(
     };
     let mut result = zeros;
     for j in 0..features {
-        result[j] = second.dx(splat(simd, gain[j]), x[j], dy[j]);
+        result[j] = second.dx::<_, true>(splat(simd, gain[j]), x[j], dy[j]);
     }
     store_rows::<S, T, R>(features, &transpose(result), dx);
 

@@ -106,7 +106,7 @@ fn groups<S: Simd, T: Number, const R: usize, const N: usize>(
             let x = vectors::<S, T, N>(simd, features, x, r);
             let dy = vectors::<S, T, N>(simd, features, dy, r);
             for v in 0..N {
-                row.dx(gain[v], x[v], dy[v]).store_slice(&mut dx[at::<T, N>(features, r, v)]);
+                row.dx::<_, true>(gain[v], x[v], dy[v]).store_slice(&mut dx[at::<T, N>(features, r, v)]);
             }
         }
         first += R;

@@ -178,7 +178,7 @@ fn write_row<S: Simd, T: Number, const N: usize>(
 ) {
     let x = vectors::<S, T, N>(simd, features, x, r);
     for v in 0..N {
-        row.affine(x[v], gain[v], bias[v]).store_slice(&mut y[at::<T, N>(features, r, v)]);
+        row.affine::<_, true>(x[v], gain[v], bias[v]).store_slice(&mut y[at::<T, N>(features, r, v)]);
     }
 }
 
