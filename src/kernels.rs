@@ -6,6 +6,7 @@
 //! | [`rescale`] | the same for rows whose squares overflow or underflow |
 //! | [`normalize`] | y from x and the moments |
 //! | [`ahead`] | the same for rows from memory on AVX2, which are asked for before they are read |
+//! | [`kept`] | what forward kept of rows, for backward |
 //! | [`passes`] | the two passes of backward over a block |
 //! | [`backward`] | dx, and what each row adds to dgain and dbias |
 //! | [`narrow`] | the same as `normalize` and `backward`, for rows of a few vectors |
@@ -45,6 +46,7 @@ pub(crate) mod gates;
 pub(crate) mod group;
 #[cfg(feature = "rnn")]
 pub(crate) mod gru;
+pub(crate) mod kept;
 #[cfg(feature = "rnn")]
 pub(crate) mod lstm;
 pub(crate) mod moments;
@@ -61,9 +63,10 @@ pub(crate) mod weights;
 
 use batch::write::Back;
 use batch::{Block, Count, KeptColumns, SavedColumns, Sums};
+use kept::{Coefficients, KeptRows, Row};
 use moments::{Moments, Spread};
 use normalize::{Layer, Place, SavedRows};
-use passes::{Coefficients, Columns, KeptRows, Row};
+use passes::Columns;
 use rescale::Rescaled;
 use second_order::Direction;
 
@@ -157,7 +160,7 @@ kernels! {
         start: usize,
         x: &[Self],
         dy: &[Self],
-    ) -> passes::Sums<Self::Wide> {
+    ) -> kept::Sums<Self::Wide> {
         dispatch!(level, simd => backward::block_sums(simd, layer, row, start, x, dy))
     }
 

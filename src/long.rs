@@ -19,9 +19,10 @@ use ndarray::{ArrayViewMut2, Axis};
 
 use crate::element::Element;
 use crate::kernels::columns::{CHAIN, Gradient, join_block, rows_per_block};
+use crate::kernels::kept::{Coefficients, KeptRows, Row, Sums};
 use crate::kernels::moments::{Moments, Statistics};
 use crate::kernels::normalize::{Layer, SavedRows};
-use crate::kernels::passes::{Coefficients, Columns, KeptRows, Row, Sums};
+use crate::kernels::passes::Columns;
 use crate::kernels::rescale::Rescaled;
 use crate::number::LARGEST_BLOCK;
 use crate::parallel::{self, Job};

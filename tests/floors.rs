@@ -4,12 +4,13 @@
 use std::path::{Path, PathBuf};
 
 /// From the ground up.
-const FLOORS: [&[&str]; 28] = [
+const FLOORS: [&[&str]; 29] = [
     &["error", "number"],
     &["simd", "parallel", "tiles"],
     &["matmul", "kernels/moments", "kernels/narrow", "kernels/columns", "kernels/activations"],
     &["kernels/rescale", "kernels/blocks", "kernels/group"],
     &["kernels/normalize"],
+    &["kernels/kept"],
     &["kernels/ahead", "kernels/passes", "kernels/batch"],
     &["kernels/narrow/forward", "kernels/column", "kernels/batch/write"],
     &["kernels/backward", "kernels/second_order", "kernels/weights"],

@@ -31,10 +31,9 @@ use fearless_simd::{Simd, SimdBase};
 use fearless_simd_macros::simd;
 
 use crate::kernels::blocks::blocks;
+use crate::kernels::kept::{Coefficients, KeptRows, Row, Sums};
 use crate::kernels::normalize::{Layer, Place};
-use crate::kernels::passes::{
-    Coefficients, Columns, KeptRows, Row, Second, Sums, sums, sums_alone, write, write_and_add,
-};
+use crate::kernels::passes::{Columns, Second, sums, sums_alone, write, write_and_add};
 use crate::number::{Number, times_power_of_two};
 use crate::simd::{Prefetch, Tail, Vector, is_avx2, splat, tree};
 

@@ -9,8 +9,9 @@ use std::mem::take;
 use fearless_simd::{Simd, SimdBase};
 
 use crate::kernels::backward::backward;
+use crate::kernels::kept::KeptRows;
 use crate::kernels::normalize::{self, Layer, Place, SavedRows};
-use crate::kernels::passes::{Columns, KeptRows};
+use crate::kernels::passes::Columns;
 use crate::number::Number;
 use crate::simd::{Tail, Vector, load, splat};
 

@@ -13,8 +13,9 @@ use fearless_simd::Simd;
 use fearless_simd_macros::simd;
 
 use crate::kernels::elementwise::{add_residual, add_to, multiply};
+use crate::kernels::kept::KeptRows;
 use crate::kernels::normalize::{Layer, Place, SavedRows};
-use crate::kernels::passes::{Columns, KeptRows};
+use crate::kernels::passes::Columns;
 use crate::kernels::short;
 use crate::number::Number;
 use crate::simd::{Prefetch, is_avx2};

@@ -22,8 +22,9 @@ use fearless_simd::{Simd, SimdBase};
 use fearless_simd_macros::simd;
 
 use crate::kernels::blocks::{blocks, joined, map, sums, update};
+use crate::kernels::kept::{KeptRows, Row, Scale};
 use crate::kernels::normalize::Layer;
-use crate::kernels::passes::{KeptRows, Lanes, Row, Scale};
+use crate::kernels::passes::Lanes;
 use crate::number::{Number, Wide};
 use crate::simd::{Vector, splat};
 

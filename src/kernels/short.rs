@@ -28,9 +28,10 @@ use fearless_simd_macros::simd;
 
 use crate::kernels::backward;
 use crate::kernels::group::Group;
+use crate::kernels::kept::KeptRows;
 use crate::kernels::narrow;
 use crate::kernels::normalize::{self, Layer, Place, SavedRows};
-use crate::kernels::passes::{self, Columns, KeptRows, Second};
+use crate::kernels::passes::{self, Columns, Second};
 use crate::number::Number;
 use crate::simd::{Vector, pairs, splat};
 

@@ -15,8 +15,8 @@ use fearless_simd::Simd;
 use fearless_simd_macros::simd;
 
 use crate::kernels::blocks::{blocks, joined, map, sums};
+use crate::kernels::kept::{KeptRows, Row, Scale};
 use crate::kernels::normalize::Layer;
-use crate::kernels::passes::{KeptRows, Row, Scale};
 use crate::number::{Number, Wide};
 use crate::simd::{Vector, splat};
 

@@ -6,9 +6,9 @@ use ndarray::{Array, ArrayD, ArrayRef, ArrayView1, Dimension, IntoDimension, IxD
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::kernels::columns::Gradient;
+use crate::kernels::kept::KeptRows;
 use crate::kernels::moments::Spread;
 use crate::kernels::normalize::{Layer, SavedRows};
-use crate::kernels::passes::KeptRows;
 use crate::parallel;
 use crate::params::Affine;
 use crate::rows::{self, Call};

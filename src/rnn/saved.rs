@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use crate::element::Element;
 use crate::kernels::gates::{NORMS, Saved as SavedNorms};
+use crate::kernels::kept::KeptRows;
 use crate::kernels::normalize::SavedRows;
-use crate::kernels::passes::KeptRows;
 use crate::rnn::cell::Size;
 
 /// What forward keeps of a sequence for backward.

@@ -4,9 +4,10 @@ use fearless_simd::{Simd, SimdBase};
 use fearless_simd_macros::simd;
 
 use crate::kernels::backward::{self, Group};
+use crate::kernels::kept::KeptRows;
 use crate::kernels::narrow::{at, vectors};
 use crate::kernels::normalize::{Layer, Place};
-use crate::kernels::passes::{Columns, KeptRows, Lanes};
+use crate::kernels::passes::{Columns, Lanes};
 use crate::number::Number;
 use crate::simd::{TURNS, Tail, splat, tree};
 
