@@ -85,6 +85,25 @@ fn f64_is_right() {
     is_right::<f64>();
 }
 
+/// Σ gain·dy/r overflows here; Σ gain·dy·x/r, which is all that dx needs, does not.
+#[test]
+fn a_sum_that_dx_does_not_need_may_overflow() {
+    for features in [64, 640, 5120] {
+        let norm = RmsNorm::<f32>::new(features);
+        let x = Array2::from_shape_fn((3, features), |(_, j)| if j / 32 % 2 == 0 { 1.0 } else { -1.0 });
+        let dy = Array2::from_elem((3, features), 1e38);
+        let (want, _) = rms_backward(&wide(&x), features, None, norm.eps().into(), &wide(&dy));
+        for set in instruction_sets() {
+            let norm = norm.clone().with_instruction_set(set).expect("it is there");
+            let (_, dx, _) = all(&norm, &x, &dy);
+            for (i, (&got, want)) in dx.iter().zip(&want).enumerate() {
+                let error = (f64::from(got) - want).abs() / 1e38;
+                assert!(error <= f32::BOUNDS[1], "{set}, {features} features, index {i}: got {got:e}, want {want:e}");
+            }
+        }
+    }
+}
+
 #[test]
 fn gradients_are_slopes() {
     for (features, eps) in [(1, 0.1), (3, 0.0), (20, 1e-5), (100, 0.5)] {
