@@ -14,7 +14,7 @@ use crate::kernels::normalize::{Layer, Place, SavedRows};
 use crate::kernels::second_order::Direction;
 use crate::long;
 use crate::parallel;
-use crate::sweep::{Step, Sweep};
+use crate::sweep::{Step, Sweep, one_chain};
 
 /// What all tasks of a call share.
 #[derive(Clone, Copy, Debug)]
@@ -52,10 +52,13 @@ pub(crate) fn forward<T: Element, D: Dimension>(
     let &Call { level, layer, trailing } = call;
     let (rows, place) = (x.len() / layer.features, place::<T>(2, x.len()));
     let (x, mut y) = (Input::new(x, trailing), Output::new(y, trailing));
-    if let (Input::Adjacent(x), Output::Adjacent(y), true) =
-        (&x, &mut y, long::shares_columns::<T>(rows, 1, layer.features))
-    {
-        return long::forward(level, layer, x, y, saved);
+    if let (Input::Adjacent(x), Output::Adjacent(y)) = (&x, &mut y) {
+        if !parallel::pays(2 * size_of_val(*x)) {
+            return T::forward(level, layer, place, x, y, saved);
+        }
+        if long::shares_columns::<T>(rows, 1, layer.features) {
+            return long::forward(level, layer, x, y, saved);
+        }
     }
     let kernel = |Step { inputs: [x], outputs: [y], per_row: saved, .. }: Step<'_, T, _, 1, 1, 0>| {
         T::forward(level, layer, place, x, y, saved);
@@ -91,10 +94,15 @@ pub(crate) fn backward<T: Element, D: Dimension>(
     let &Call { level, layer, trailing } = call;
     let (rows, place) = (x.len() / layer.features, place::<T>(3, x.len()));
     let (x, dy, mut dx) = (Input::new(x, trailing), Input::new(dy, trailing), Output::new(dx, trailing));
-    if let (Input::Adjacent(x), Input::Adjacent(dy), Output::Adjacent(dx), true) =
-        (&x, &dy, &mut dx, long::goes_by_columns::<T>(rows, layer.features))
-    {
-        return long::backward(level, layer, kept, x, dy, dx, grad);
+    if let (Input::Adjacent(x), Input::Adjacent(dy), Output::Adjacent(dx)) = (&x, &dy, &mut dx) {
+        if long::goes_by_columns::<T>(rows, layer.features) {
+            return long::backward(level, layer, kept, x, dy, dx, grad);
+        }
+        if rows <= CHAIN {
+            return one_chain(rows, layer.features, grad, |columns| {
+                T::backward(level, layer, place, kept, x, dy, dx, columns);
+            });
+        }
     }
     let kernel = |step: Step<'_, T, _, 2, 1, 0>| {
         let Step { rows, inputs: [x, dy], outputs: [dx], mut columns, .. } = step;

@@ -221,17 +221,14 @@ where
         let step = if strided || self.tiled { (TILE / size_of::<T>() / features).clamp(1, CHAIN) } else { all };
         let (task, chain, line) = match self.sums {
             ColumnSums::None => (all, all, 0),
-            // dbias starts at a cache line, as dgain does.
-            _ => (self.task(), CHAIN, features.next_multiple_of(T::LANES)),
+            _ => (self.task(), CHAIN, whole_lines::<T>(features)),
         };
         let tile = if strided { step * features } else { 0 };
         let room = if W > 0 { step * features } else { 0 };
         parallel::lend(2 * line + (I + O) * tile + W * room, |buffer: &mut [T]| {
             let (columns, buffer) = buffer.split_at_mut(2 * line);
             columns.fill(T::zero());
-            let (dgain, dbias) = columns.split_at_mut(line);
-            let wanted = features.min(line);
-            let mut columns = Columns { dgain: &mut dgain[..wanted], dbias: &mut dbias[..wanted] };
+            let mut columns = columns_in(columns, features.min(line));
             let (inputs, buffer) = cut(buffer, tile);
             let (outputs, buffer) = cut(buffer, tile);
             let mut tiles = Tiles { inputs, outputs, scratch: cut(buffer, room).0 };
@@ -300,6 +297,39 @@ impl<T: Element> ColumnSums<'_, T> {
             }
         }
     }
+}
+
+/// The kernel on all rows of arrays that need no tile, as one chain, without the cost of a sweep: that is felt where there are
+/// few and short ones.
+pub(crate) fn one_chain<T: Element>(
+    rows: usize,
+    features: usize,
+    grad: Gradient<'_, T>,
+    kernel: impl FnOnce(&mut Columns<'_, T>),
+) {
+    parallel::lend(2 * whole_lines::<T>(features), |buffer: &mut [T]| {
+        if rows == 1 {
+            // A sum of one term is that term. What the layer has no parameter for is added to whatever is there.
+            let columns = columns_in(buffer, features);
+            let (dgain, dbias) = (grad.gain.unwrap_or(columns.dgain), grad.bias.unwrap_or(columns.dbias));
+            return kernel(&mut Columns { dgain, dbias });
+        }
+        buffer.fill(T::zero());
+        let mut columns = columns_in(buffer, features);
+        kernel(&mut columns);
+        grad.add(columns.dgain, columns.dbias);
+    });
+}
+
+/// Room for a sum of each column, up to the end of a cache line: dbias starts at one then, as dgain does.
+fn whole_lines<T: Element>(features: usize) -> usize {
+    features.next_multiple_of(T::LANES)
+}
+
+/// The two halves of a buffer, as far as they are wanted.
+fn columns_in<T>(buffer: &mut [T], wanted: usize) -> Columns<'_, T> {
+    let (dgain, dbias) = buffer.split_at_mut(buffer.len() / 2);
+    Columns { dgain: &mut dgain[..wanted], dbias: &mut dbias[..wanted] }
 }
 
 /// The buffers of a thread.
