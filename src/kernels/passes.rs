@@ -51,7 +51,7 @@ impl<V: Copy> Lanes<V> {
 
     /// [`Lanes::terms`] but the first, of rows with a spread about 0.
     #[inline(always)]
-    fn terms_about_zero<S: Simd>(&self, gain: V, x: V, dy: V) -> (V, V)
+    pub(crate) fn terms_about_zero<S: Simd>(&self, gain: V, x: V, dy: V) -> (V, V)
     where
         V: SimdBase<S>,
     {

@@ -32,38 +32,60 @@ pub(crate) fn backward<S: Simd, T: Number, const R: usize>(
         return backward::backward(simd, layer, place, kept, x, dy, dx, columns);
     }
     let streams = place == Place::Memory;
-    let groups = match vectors {
-        2 | 3 if streams => return backward::backward(simd, layer, place, kept, x, dy, dx, columns),
-        1 if streams => groups::<S, T, 2, 1>,
-        4 if streams => groups::<S, T, 4, 4>,
-        5 if streams => groups::<S, T, 2, 5>,
-        6 if streams => groups::<S, T, 2, 6>,
-        7 if streams => groups::<S, T, 2, 7>,
-        8 if streams => groups::<S, T, 2, 8>,
-        9 if streams => groups::<S, T, 2, 9>,
-        10 if streams => groups::<S, T, 2, 10>,
-        1 => groups::<S, T, R, 1>,
-        2 => groups::<S, T, R, 2>,
-        3 => groups::<S, T, R, 3>,
-        4 => groups::<S, T, R, 4>,
-        5 => groups::<S, T, R, 5>,
-        6 => groups::<S, T, R, 6>,
-        7 => groups::<S, T, R, 7>,
-        8 => groups::<S, T, R, 8>,
-        9 => groups::<S, T, R, 9>,
-        _ => groups::<S, T, R, 10>,
+    if streams && matches!(vectors, 2 | 3) {
+        return backward::backward(simd, layer, place, kept, x, dy, dx, columns);
+    }
+    let done = if layer.spread.centred {
+        all_groups::<S, T, R, true>(simd, &layer, streams, &kept, x, dy, dx, columns)
+    } else {
+        all_groups::<S, T, R, false>(simd, &layer, streams, &kept, x, dy, dx, columns)
     };
-    let done = groups(simd, &layer, &kept, x, dy, dx, columns);
     let rest = done * features..;
     let kept = kept.rows(done..kept.mean.len());
     backward::backward(simd, layer, place, kept, &x[rest.clone()], &dy[rest.clone()], &mut dx[rest], columns);
+}
+
+/// [`groups`] of as many vectors as a row has. `CENTRED`: as in [`sums`](crate::kernels::passes::sums).
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
+fn all_groups<S: Simd, T: Number, const R: usize, const CENTRED: bool>(
+    simd: S,
+    layer: &Layer<'_, T>,
+    streams: bool,
+    kept: &KeptRows<'_, T>,
+    x: &[T],
+    dy: &[T],
+    dx: &mut [T],
+    columns: &mut Columns<'_, T>,
+) -> usize {
+    let groups = match layer.features.div_ceil(T::LANES) {
+        1 if streams => groups::<S, T, 2, 1, CENTRED>,
+        4 if streams => groups::<S, T, 4, 4, CENTRED>,
+        5 if streams => groups::<S, T, 2, 5, CENTRED>,
+        6 if streams => groups::<S, T, 2, 6, CENTRED>,
+        7 if streams => groups::<S, T, 2, 7, CENTRED>,
+        8 if streams => groups::<S, T, 2, 8, CENTRED>,
+        9 if streams => groups::<S, T, 2, 9, CENTRED>,
+        10 if streams => groups::<S, T, 2, 10, CENTRED>,
+        1 => groups::<S, T, R, 1, CENTRED>,
+        2 => groups::<S, T, R, 2, CENTRED>,
+        3 => groups::<S, T, R, 3, CENTRED>,
+        4 => groups::<S, T, R, 4, CENTRED>,
+        5 => groups::<S, T, R, 5, CENTRED>,
+        6 => groups::<S, T, R, 6, CENTRED>,
+        7 => groups::<S, T, R, 7, CENTRED>,
+        8 => groups::<S, T, R, 8, CENTRED>,
+        9 => groups::<S, T, R, 9, CENTRED>,
+        _ => groups::<S, T, R, 10, CENTRED>,
+    };
+    groups(simd, layer, kept, x, dy, dx, columns)
 }
 
 /// dx of groups of `R` rows of `N` vectors, the last of which need not be full; adds to `columns`. Returns the row after
 /// the last group.
 #[simd]
 #[inline(never)]
-fn groups<S: Simd, T: Number, const R: usize, const N: usize>(
+fn groups<S: Simd, T: Number, const R: usize, const N: usize, const CENTRED: bool>(
     simd: S,
     layer: &Layer<'_, T>,
     kept: &KeptRows<'_, T>,
@@ -93,11 +115,17 @@ fn groups<S: Simd, T: Number, const R: usize, const N: usize>(
             dy[N - 1] = tail.keep(dy[N - 1], zero);
             let mut turns = [(zero, zero); TURNS];
             for v in 0..N {
-                let terms = row.terms(fresh_gain[v], x[v], dy[v]);
-                turns[v % TURNS].0 += terms.0;
-                turns[v % TURNS].1 += terms.1;
-                dgain[v] += terms.2;
-                dbias[v] += dy[v];
+                if CENTRED {
+                    let terms = row.terms(fresh_gain[v], x[v], dy[v]);
+                    turns[v % TURNS].0 += terms.0;
+                    turns[v % TURNS].1 += terms.1;
+                    dgain[v] += terms.2;
+                    dbias[v] += dy[v];
+                } else {
+                    let terms = row.terms_about_zero(fresh_gain[v], x[v], dy[v]);
+                    turns[v % TURNS].1 += terms.0;
+                    dgain[v] += terms.1;
+                }
             }
             (q[r], qd[r]) = (turns[0].0 + turns[1].0, turns[0].1 + turns[1].1);
         }
@@ -107,7 +135,7 @@ fn groups<S: Simd, T: Number, const R: usize, const N: usize>(
             let x = vectors::<S, T, N>(simd, features, x, r);
             let dy = vectors::<S, T, N>(simd, features, dy, r);
             for v in 0..N {
-                row.dx::<_, true>(gain[v], x[v], dy[v]).store_slice(&mut dx[at::<T, N>(features, r, v)]);
+                row.dx::<_, CENTRED>(gain[v], x[v], dy[v]).store_slice(&mut dx[at::<T, N>(features, r, v)]);
             }
         }
         first += R;
