@@ -9,7 +9,7 @@ use crate::kernels::narrow::{at, vectors};
 use crate::kernels::normalize::{Layer, Place};
 use crate::kernels::passes::{Columns, Lanes};
 use crate::number::Number;
-use crate::simd::{TURNS, Tail, splat, tree};
+use crate::simd::{Prefetch, TURNS, Tail, is_avx2, splat, tree};
 
 /// [`backward::backward`], and rows of 1 to 10 vectors here; `R` is the number of lanes.
 #[simd]
@@ -81,6 +81,12 @@ fn all_groups<S: Simd, T: Number, const R: usize, const CENTRED: bool>(
     groups(simd, layer, kept, x, dy, dx, columns)
 }
 
+/// Whether what follows is asked for: where rows come from memory, and so fewer than `T::LANES` are taken together. Rows of one
+/// vector gain nothing.
+const fn asks_ahead<S: Simd, T: Number, const R: usize, const N: usize>() -> bool {
+    is_avx2::<S>() && R < T::LANES && N > 1
+}
+
 /// dx of groups of `R` rows of `N` vectors, the last of which need not be full; adds to `columns`. Returns the row after
 /// the last group.
 #[simd]
@@ -94,6 +100,7 @@ fn groups<S: Simd, T: Number, const R: usize, const N: usize, const CENTRED: boo
     dx: &mut [T],
     columns: &mut Columns<'_, T>,
 ) -> usize {
+    let all = [x, dy];
     let features = layer.features;
     let tail = Tail::<S, T>::new(simd, features);
     let zero = splat(simd, T::zero());
@@ -107,6 +114,14 @@ fn groups<S: Simd, T: Number, const R: usize, const N: usize, const CENTRED: boo
     let inputs = x.chunks_exact(R * features).zip(dy.chunks_exact(R * features));
     for ((x, dy), dx) in inputs.zip(dx.chunks_exact_mut(R * features)) {
         let mut group = Group::<T, R>::new(kept, first);
+        let prefetch = if const { asks_ahead::<S, T, R, N>() } {
+            all.map(
+                #[inline(always)]
+                |array| Prefetch::new(array, first * features),
+            )
+        } else {
+            [Prefetch::NONE; 2]
+        };
         let (mut q, mut qd) = ([zero; R], [zero; R]);
         for r in 0..R {
             let row = Lanes::new(simd, &group.row(r));
@@ -115,6 +130,9 @@ fn groups<S: Simd, T: Number, const R: usize, const N: usize, const CENTRED: boo
             dy[N - 1] = tail.keep(dy[N - 1], zero);
             let mut turns = [(zero, zero); TURNS];
             for v in 0..N {
+                for array in prefetch {
+                    array.line(r * features + v * T::LANES);
+                }
                 if CENTRED {
                     let terms = row.terms(fresh_gain[v], x[v], dy[v]);
                     turns[v % TURNS].0 += terms.0;
