@@ -99,7 +99,7 @@ pub(crate) fn backward<T: Element, D: Dimension>(
             return long::backward(level, layer, kept, x, dy, dx, grad);
         }
         if rows <= CHAIN {
-            return one_chain(rows, layer.features, grad, |columns| {
+            return one_chain(layer.features, grad, |columns| {
                 T::backward(level, layer, place, kept, x, dy, dx, columns);
             });
         }

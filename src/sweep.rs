@@ -301,19 +301,8 @@ impl<T: Element> ColumnSums<'_, T> {
 
 /// The kernel on all rows of arrays that need no tile, as one chain, without the cost of a sweep: that is felt where there are
 /// few and short ones.
-pub(crate) fn one_chain<T: Element>(
-    rows: usize,
-    features: usize,
-    grad: Gradient<'_, T>,
-    kernel: impl FnOnce(&mut Columns<'_, T>),
-) {
+pub(crate) fn one_chain<T: Element>(features: usize, grad: Gradient<'_, T>, kernel: impl FnOnce(&mut Columns<'_, T>)) {
     parallel::lend(2 * whole_lines::<T>(features), |buffer: &mut [T]| {
-        if rows == 1 {
-            // A sum of one term is that term. What the layer has no parameter for is added to whatever is there.
-            let columns = columns_in(buffer, features);
-            let (dgain, dbias) = (grad.gain.unwrap_or(columns.dgain), grad.bias.unwrap_or(columns.dbias));
-            return kernel(&mut Columns { dgain, dbias });
-        }
         buffer.fill(T::zero());
         let mut columns = columns_in(buffer, features);
         kernel(&mut columns);

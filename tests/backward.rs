@@ -5,8 +5,8 @@
 //! * `infer` gives the bits of `forward`, in place as well.
 //! * The directions that y does not depend on have no slope: 1ᵀdx = 0, and with eps = 0 x̂ᵀdx = 0.
 
-use layernorm::ndarray::{Array, Array2, ArrayD, ArrayRef, Dimension, ShapeBuilder};
-use layernorm::{Affine, Element, LayerNorm, Saved, grad_check};
+use layernorm::ndarray::{Array, Array2, ArrayD, ArrayRef, Axis, Dimension, IxDyn, ShapeBuilder, Slice};
+use layernorm::{Affine, Element, LayerNorm, Parameters, Saved, grad_check};
 use textbook::pattern;
 
 /// Of the largest slope: what the differences can say. See [`grad_check::slopes`].
@@ -220,6 +220,21 @@ fn assert_added<T: Element>(of: fn(f64) -> T) {
 fn gradients_are_added() {
     assert_added(|value| value as f32);
     assert_added(|value| value);
+}
+
+/// The sum over one row starts from 0, which turns a term of −0 to 0, and so the gradient it is added to.
+#[test]
+fn a_gradient_of_minus_zero_becomes_zero_in_any_layout() {
+    let norm = LayerNorm::<f64>::new(20);
+    let (x, dy) = (drawn(&[1, 20], 5), ArrayD::from_elem(IxDyn(&[1, 20]), -0.0));
+    let (_, saved) = norm.forward(&x).unwrap();
+    let strided = ArrayD::from_elem(IxDyn(&[1, 40]), -0.0);
+    for dy in [dy.view(), strided.slice_axis(Axis(1), Slice::from(0..40).step_by(2))] {
+        let mut grad = norm.zero_grad();
+        grad.visit_mut(|_, mut array| array.fill(-0.0));
+        norm.backward(&x, &saved, &dy, &mut grad).unwrap();
+        assert_grad_bits(&grad, &norm.zero_grad(), &format!("dy with the strides {:?}", dy.strides()));
+    }
 }
 
 #[test]
