@@ -25,8 +25,7 @@ const WORTH_WAKING: usize = 3 * 1024 * 1024;
 
 /// Whether several threads pay for a job that touches that many bytes.
 pub(crate) fn pays(bytes: usize) -> bool {
-    let worth = if in_pool() { WORTH_THREADS } else { WORTH_WAKING };
-    bytes >= worth && threads() > 1
+    bytes >= WORTH_THREADS && (bytes >= WORTH_WAKING || in_pool()) && threads() > 1
 }
 
 /// Does a job that touches that many bytes, on the pool this thread is in if that pays.

@@ -2,6 +2,7 @@
 
 use ndarray::{ArrayD, ArrayViewD, ArrayViewMutD, IxDyn};
 
+use crate::arrays::same_shape;
 use crate::element::Element;
 use crate::error::{Error, Result};
 
@@ -107,7 +108,7 @@ impl<T: Element> Affine<T> {
                 return Err(Error::Parameter { argument, parameter, expected: ours.is_some() });
             }
             if let (Some(ours), Some(theirs)) = (ours, theirs)
-                && ours.shape() != theirs.shape()
+                && !same_shape(ours.shape(), theirs.shape())
             {
                 let (expected, got) = (ours.shape().to_vec(), theirs.shape().to_vec());
                 return Err(Error::Shape { argument, expected, got });

@@ -21,6 +21,7 @@ use crate::sweep::{Step, Sweep, one_chain};
 pub(crate) struct Call<'a, T> {
     pub(crate) level: Level,
     pub(crate) layer: Layer<'a, T>,
+    pub(crate) rows: usize,
     /// How many trailing axes are a row.
     pub(crate) trailing: usize,
 }
@@ -49,8 +50,8 @@ pub(crate) fn forward<T: Element, D: Dimension>(
     y: ArrayViewMut<'_, T, D>,
     saved: Option<SavedRows<'_, T>>,
 ) {
-    let &Call { level, layer, trailing } = call;
-    let (rows, place) = (x.len() / layer.features, place::<T>(2, x.len()));
+    let &Call { level, layer, rows, trailing } = call;
+    let place = place::<T>(2, x.len());
     let (x, mut y) = (Input::new(x, trailing), Output::new(y, trailing));
     if let (Input::Adjacent(x), Output::Adjacent(y)) = (&x, &mut y) {
         if !parallel::pays(2 * size_of_val(*x)) {
@@ -72,8 +73,7 @@ pub(crate) fn forward_inplace<T: Element, D: Dimension>(
     x: ArrayViewMut<'_, T, D>,
     saved: Option<SavedRows<'_, T>>,
 ) {
-    let &Call { level, layer, trailing } = call;
-    let rows = x.len() / layer.features;
+    let &Call { level, layer, rows, trailing } = call;
     let mut y = Output::new(x, trailing);
     let kernel = |Step { outputs: [y], scratch: [x], per_row: saved, .. }: Step<'_, T, _, 0, 1, 1>| {
         x.copy_from_slice(y);
@@ -91,8 +91,8 @@ pub(crate) fn backward<T: Element, D: Dimension>(
     dx: ArrayViewMut<'_, T, D>,
     grad: Gradient<'_, T>,
 ) {
-    let &Call { level, layer, trailing } = call;
-    let (rows, place) = (x.len() / layer.features, place::<T>(3, x.len()));
+    let &Call { level, layer, rows, trailing } = call;
+    let place = place::<T>(3, x.len());
     let (x, dy, mut dx) = (Input::new(x, trailing), Input::new(dy, trailing), Output::new(dx, trailing));
     if let (Input::Adjacent(x), Input::Adjacent(dy), Output::Adjacent(dx)) = (&x, &dy, &mut dx) {
         if long::goes_by_columns::<T>(rows, layer.features) {
@@ -127,9 +127,9 @@ pub(crate) fn forward_residual<T: Element, D: Dimension>(
     arrays: Residual<'_, T, D>,
     saved: SavedRows<'_, T>,
 ) {
-    let &Call { level, layer, trailing } = call;
+    let &Call { level, layer, rows, trailing } = call;
     let (elements, masked) = (arrays.x.len(), arrays.mask.is_some());
-    let (rows, place) = (elements / layer.features, place::<T>(4 + usize::from(masked), elements));
+    let place = place::<T>(4 + usize::from(masked), elements);
     let [x, residual] = [arrays.x, arrays.residual].map(|view| Input::new(view, trailing));
     let mask = arrays.mask.map_or(Input::Absent, |view| Input::new(view, trailing));
     let [mut y, mut sum] = [arrays.y, arrays.sum].map(|view| Output::new(view, trailing));
@@ -165,9 +165,9 @@ pub(crate) fn backward_residual<T: Element, D: Dimension>(
     arrays: ResidualGradient<'_, T, D>,
     grad: Gradient<'_, T>,
 ) {
-    let &Call { level, layer, trailing } = call;
+    let &Call { level, layer, rows, trailing } = call;
     let elements = arrays.sum.len();
-    let (rows, place) = (elements / layer.features, place::<T>(3, elements));
+    let place = place::<T>(3, elements);
     let [sum, dy] = [arrays.sum, arrays.dy].map(|view| Input::new(view, trailing));
     let dsum = arrays.dsum.map_or(Input::Absent, |view| Input::new(view, trailing));
     let mut dresidual = Output::new(arrays.dresidual, trailing);
@@ -208,8 +208,7 @@ pub(crate) fn backward_inplace<T: Element, D: Dimension>(
     dy: ArrayViewMut<'_, T, D>,
     grad: Gradient<'_, T>,
 ) {
-    let &Call { level, layer, trailing } = call;
-    let rows = x.len() / layer.features;
+    let &Call { level, layer, rows, trailing } = call;
     let (x, mut dx) = (Input::new(x, trailing), Output::new(dy, trailing));
     let kernel = |step: Step<'_, T, _, 1, 1, 1>| {
         let Step { rows, inputs: [x], outputs: [dx], scratch: [dy], mut columns, .. } = step;
@@ -237,8 +236,7 @@ pub(crate) fn backward_from<T: Element, D: Dimension>(
     dy: ArrayViewMut<'_, T, D>,
     grad: Gradient<'_, T>,
 ) {
-    let &Call { level, layer, trailing } = call;
-    let rows = from.len() / layer.features;
+    let &Call { level, layer, rows, trailing } = call;
     let (from, mut dx) = (Input::new(from, trailing), Output::new(dy, trailing));
     let kernel = |step: Step<'_, T, _, 1, 1, 2>| {
         let Step { rows, inputs: [from], outputs: [dx], scratch: [dy, normalized], mut columns, .. } = step;
@@ -282,8 +280,7 @@ pub(crate) fn jvp<T: Element, D: Dimension>(
     affine: AffineDirection<'_, T>,
     y_tangent: ArrayViewMut<'_, T, D>,
 ) {
-    let &Call { level, layer, trailing } = call;
-    let rows = x.len() / layer.features;
+    let &Call { level, layer, rows, trailing } = call;
     let [x, x_tangent] = [x, x_tangent].map(|view| Input::new(view, trailing));
     let mut y_tangent = Output::new(y_tangent, trailing);
     let kernel = |step: Step<'_, T, _, 2, 1, 0>| {
@@ -311,8 +308,7 @@ pub(crate) fn double_backward<T: Element, D: Dimension>(
     affine: AffineDirection<'_, T>,
     grad: Gradient<'_, T>,
 ) {
-    let &Call { level, layer, trailing } = call;
-    let rows = arrays.x.len() / layer.features;
+    let &Call { level, layer, rows, trailing } = call;
     let [x, dy, ddx] = [arrays.x, arrays.dy, arrays.ddx].map(|view| Input::new(view, trailing));
     let [mut dx, mut ddy] = [arrays.dx, arrays.ddy].map(|view| Output::new(view, trailing));
     let kernel = |step: Step<'_, T, _, 3, 2, 0>| {
@@ -330,7 +326,7 @@ pub(crate) fn forward_weights<T: Element, D: Dimension>(
     w: ArrayViewMut<'_, T, D>,
     saved: Option<SavedRows<'_, T>>,
 ) {
-    let &Call { level, layer, trailing } = call;
+    let &Call { level, layer, rows, trailing } = call;
     let (v, mut w) = (Input::new(v, trailing), Output::new(w, trailing));
     parallel::lend_beside(gain.len(), |factors: &mut [T]| {
         let root = (layer.features as f64).sqrt();
@@ -342,7 +338,7 @@ pub(crate) fn forward_weights<T: Element, D: Dimension>(
             T::forward(level, layer, Place::Core, v, w, saved);
             T::scale_rows(level, &factors[rows], w);
         };
-        Sweep::new(call.shape(), gain.len(), [&v], [w.part()], saved, &kernel).tiled().run();
+        Sweep::new(call.shape(), rows, [&v], [w.part()], saved, &kernel).tiled().run();
     });
 }
 
@@ -355,14 +351,14 @@ pub(crate) fn backward_weights<T: Element, D: Dimension>(
     dw: ArrayView<'_, T, D>,
     dv: ArrayViewMut<'_, T, D>,
 ) {
-    let &Call { level, layer, trailing } = call;
+    let &Call { level, layer, rows, trailing } = call;
     let [v, dw] = [v, dw].map(|view| Input::new(view, trailing));
     let mut dv = Output::new(dv, trailing);
     let kernel = |step: Step<'_, T, _, 2, 1, 0>| {
         let Step { rows, inputs: [v, dw], outputs: [dv], per_row: dgain, .. } = step;
         T::weight_backward(level, layer, kept.rows(rows.clone()), &gain[rows], v, dw, dv, dgain);
     };
-    Sweep::new(call.shape(), gain.len(), [&v, &dw], [dv.part()], dgain, &kernel).run();
+    Sweep::new(call.shape(), rows, [&v, &dw], [dv.part()], dgain, &kernel).run();
 }
 
 #[cfg(test)]
@@ -384,7 +380,7 @@ mod tests {
         x.row_mut(70).mapv_inplace(|x| x * 1e30);
         let dy = Array2::from_shape_fn((ROWS, FEATURES), |(i, j)| number(i, j, 37) - 1.0);
         let layer = Layer { features: FEATURES, gain: None, bias: None, spread: Spread::about_mean(1e-5) };
-        let call = Call { level: simd::level(), layer, trailing: 1 };
+        let call = Call { level: simd::level(), layer, rows: ROWS, trailing: 1 };
 
         let (mut y, mut dx) = (x.clone(), x.clone());
         let (mut numbers, mut exponent) = ([0; 3].map(|_| vec![0.0; ROWS]), vec![0; ROWS]);

@@ -73,6 +73,11 @@ impl Spread {
         Self { centred: false, ..Self::about_mean(eps) }
     }
 
+    /// About the same, with another ε.
+    pub(crate) fn with_eps<T: Number>(self, eps: T) -> Self {
+        Self { centred: self.centred, ..Self::about_mean(eps) }
+    }
+
     /// Whether no square of a row with this variance can have overflowed or underflowed.
     #[inline(always)]
     pub(crate) fn holds(&self, variance: f64) -> bool {

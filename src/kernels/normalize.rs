@@ -114,7 +114,7 @@ const LAST_TILE: usize = 72;
 /// Normalizes rows of any number of features, side by side in `x` and `y`.
 ///
 /// `streams`: the arrays of the whole call come from memory.
-#[simd]
+#[inline(always)]
 pub(crate) fn forward<S: Simd, T: Number>(
     simd: S,
     layer: Layer<'_, T>,
@@ -179,27 +179,24 @@ fn groups<S: Simd, T: Number, const R: usize, const P: usize, const CENTRED: boo
     ahead: bool,
 ) -> usize {
     let Layer { features, spread, .. } = layer;
-    let end = rows.end;
+    let (mut first, end) = (rows.start, rows.end);
     if rows.is_empty() {
         return end;
     }
-    let at = rows.start * features..end * features;
+    let (at, group_len) = (first * features..end * features, R * features);
     let tail = Tail::new(simd, features.min(T::BLOCK));
     let affine = (layer.gain(0, tail.len()), layer.bias(0, tail.len()));
-    let inputs = x[at.clone()].chunks_exact(R * features);
+    let (mut inputs, mut outputs) = (&x[at.clone()], &mut y[at]);
     let in_blocks = features <= T::BLOCK;
-    let mut to_sample = inputs.clone();
     let mut next = splat(simd, T::zero());
-    if ahead
-        && in_blocks
-        && let Some(x) = to_sample.next()
-    {
-        next = near_means_of::<S, T, R>(simd, &tail, x, spread);
+    if ahead && in_blocks {
+        next = near_means_of::<S, T, R>(simd, &tail, &inputs[..group_len], spread);
     }
-    for (first, (x, y)) in rows.step_by(R).zip(inputs.zip(y[at].chunks_exact_mut(R * features))) {
+    // Not `chunks_exact`, whose divisions are felt where there is one short row.
+    while let (Some(x), Some(y)) = (inputs.split_off(..group_len), outputs.split_off_mut(..group_len)) {
         let group = if in_blocks {
             let mut near = next;
-            if let Some(x) = to_sample.next() {
+            if let Some(x) = if ahead { inputs.get(..group_len) } else { Some(x) } {
                 next = near_means_of::<S, T, R>(simd, &tail, x, spread);
             }
             if !ahead {
@@ -222,6 +219,7 @@ fn groups<S: Simd, T: Number, const R: usize, const P: usize, const CENTRED: boo
             }
         }
         group.end(simd, layer, R, x, y, saved, first);
+        first += R;
     }
     end
 }

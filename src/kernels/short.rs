@@ -56,10 +56,10 @@ pub(crate) fn forward<S: Simd, T: Number, const R: usize>(
     mut saved: Option<SavedRows<'_, T>>,
 ) {
     let features = layer.features;
-    let rows = x.len() / features;
-    if features >= R || rows < few(R) {
+    if features >= R || x.len() < few(R) * features {
         return narrow::forward::forward::<S, T, R>(simd, layer, place, x, y, saved);
     }
+    let rows = x.len() / features;
     let (mut x_copy, mut y_copy) = ([[T::zero(); R]; R], [[T::zero(); R]; R]);
     let (x_copy, y_copy) = (x_copy.as_flattened_mut(), y_copy.as_flattened_mut());
     for first in (0..rows).step_by(R) {

@@ -144,7 +144,7 @@ impl<T: Element> BatchNorm<T> {
 
     /// ε
     pub fn eps(&self) -> T {
-        self.inner.eps
+        self.inner.eps()
     }
 
     /// The normalized shape.
@@ -358,13 +358,12 @@ impl<T: Element> BatchNorm<T> {
     fn call(&self, shape: &[usize]) -> Result<Call<'_, T>> {
         self.inner.check_input("x", shape)?;
         let layer = Layer {
-            features: self.inner.features(),
+            features: self.inner.features,
             gain: slice(&self.inner.affine.gain),
             bias: slice(&self.inner.affine.bias),
-            spread: Spread::about_mean(self.inner.eps),
+            spread: self.inner.spread,
         };
-        let trailing = self.inner.shape.len();
-        let rows = shape[..shape.len() - trailing].iter().product();
+        let (trailing, rows) = (self.inner.shape.len(), self.inner.rows(shape));
         Ok(Call { level: self.inner.level, layer, trailing, rows, unbiased: self.unbiased })
     }
 

@@ -155,7 +155,7 @@ impl<T: Element> LayerNorm<T> {
 
     /// ε
     pub fn eps(&self) -> T {
-        self.rows.eps
+        self.rows.eps()
     }
 
     /// The normalized shape.

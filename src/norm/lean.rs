@@ -28,8 +28,9 @@ const LEAST_GAIN: f64 = 1e-3;
 impl<T: Element> RowNorm<T> {
     fn forward_inplace<D: Dimension>(&self, x: &mut ArrayRef<T, D>, saved: &mut Saved<T>) -> Result<()> {
         self.check_input("x", x.shape())?;
-        let saved = saved.fit(x.shape(), self.features());
-        self.call(x.len(), |call| rows::forward_inplace(call, x.view_mut(), Some(saved)));
+        let rows = self.rows(x.shape());
+        let saved = saved.fit(x.shape(), rows);
+        self.call(rows, |call| rows::forward_inplace(call, x.view_mut(), Some(saved)));
         Ok(())
     }
 
@@ -42,7 +43,7 @@ impl<T: Element> RowNorm<T> {
     ) -> Result<()> {
         self.check_backward("x", x.shape(), saved, grad)?;
         check_shape("dy", x.shape(), dy.shape())?;
-        self.call(x.len(), |call| {
+        self.call(self.rows(x.shape()), |call| {
             rows::backward_inplace(call, saved.rows(), x.view(), dy.view_mut(), gradient(grad));
         });
         Ok(())
@@ -65,7 +66,7 @@ impl<T: Element> RowNorm<T> {
         if matches!(source, Source::Output) {
             self.check_gain()?;
         }
-        self.call(from.len(), |call| {
+        self.call(self.rows(from.shape()), |call| {
             rows::backward_from(call, saved.rows(), source, from.view(), dy.view_mut(), gradient(grad));
         });
         Ok(())

@@ -36,10 +36,11 @@ impl<T: Element> RowNorm<T> {
         check_shape("residual", x.shape(), residual.shape())?;
         check_shape("y", x.shape(), y.shape())?;
         check_shape("sum", x.shape(), sum.shape())?;
-        let saved = saved.fit(x.shape(), self.features());
-        let (x, mask, residual) = (x.view(), mask.map(|mask| mask.view()), residual.view());
-        let arrays = Residual { x, mask, residual, y: y.view_mut(), sum: sum.view_mut() };
-        self.call(arrays.x.len(), |call| rows::forward_residual(call, arrays, saved));
+        let rows = self.rows(x.shape());
+        let saved = saved.fit(x.shape(), rows);
+        let (mask, residual) = (mask.map(|mask| mask.view()), residual.view());
+        let arrays = Residual { x: x.view(), mask, residual, y: y.view_mut(), sum: sum.view_mut() };
+        self.call(rows, |call| rows::forward_residual(call, arrays, saved));
         Ok(())
     }
 
@@ -72,7 +73,7 @@ impl<T: Element> RowNorm<T> {
             dresidual: dresidual.view_mut(),
             masked: masked.map(|(mask, dx)| (mask.view(), dx.view_mut())),
         };
-        self.call(sum.len(), |call| rows::backward_residual(call, saved.rows(), arrays, gradient(grad)));
+        self.call(self.rows(sum.shape()), |call| rows::backward_residual(call, saved.rows(), arrays, gradient(grad)));
         Ok(())
     }
 }

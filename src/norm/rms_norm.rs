@@ -120,7 +120,7 @@ impl<T: Element> RmsNorm<T> {
 
     /// ε
     pub fn eps(&self) -> T {
-        self.rows.eps
+        self.rows.eps()
     }
 
     /// The normalized shape.

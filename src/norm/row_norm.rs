@@ -3,6 +3,7 @@
 use fearless_simd::Level;
 use ndarray::{Array, ArrayD, ArrayRef, ArrayView1, Dimension, IntoDimension, IxDyn};
 
+use crate::arrays::same_shape;
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::kernels::columns::Gradient;
@@ -18,28 +19,34 @@ use crate::simd;
 #[derive(Clone, Debug)]
 pub(crate) struct RowNorm<T> {
     pub(crate) shape: Vec<usize>,
+    /// The elements of that shape.
+    pub(crate) features: usize,
     pub(crate) affine: Affine<T>,
-    pub(crate) eps: T,
     /// The gain is 1 + what the parameter holds.
     pub(crate) zero_centred: bool,
-    spread: fn(T) -> Spread,
+    pub(crate) spread: Spread,
     pub(crate) level: Level,
 }
 
 impl<T: Element> RowNorm<T> {
     /// Gain 1, bias 0, ε = 1e-5.
-    pub(crate) fn new(normalized_shape: impl IntoDimension, spread: fn(T) -> Spread) -> Self {
+    pub(crate) fn new(normalized_shape: impl IntoDimension, spread: impl FnOnce(T) -> Spread) -> Self {
         let shape = normalized_shape.into_dimension().slice().to_vec();
         let affine = Affine::identity(&shape);
-        Self { shape, affine, eps: T::from_f64(1e-5), zero_centred: false, spread, level: simd::level() }
+        let (features, spread) = (shape.iter().product(), spread(T::from_f64(1e-5)));
+        Self { shape, features, affine, zero_centred: false, spread, level: simd::level() }
     }
 
     pub(crate) fn set_eps(&mut self, eps: T) -> Result<()> {
         if !(eps.is_finite() && eps >= T::zero()) {
             return Err(Error::Eps { got: eps.into() });
         }
-        self.eps = eps;
+        self.spread = self.spread.with_eps(eps);
         Ok(())
+    }
+
+    pub(crate) fn eps(&self) -> T {
+        T::from_f64(self.spread.eps)
     }
 
     /// A parameter of the normalized shape, in standard layout.
@@ -80,21 +87,22 @@ impl<T: Element> RowNorm<T> {
     ) -> Result<()> {
         self.check_input("x", x.shape())?;
         check_shape("y", x.shape(), y.shape())?;
-        let saved = saved.fit(x.shape(), self.features());
-        self.call(x.len(), |call| rows::forward(call, x.view(), y.view_mut(), Some(saved)));
+        let rows = self.rows(x.shape());
+        let saved = saved.fit(x.shape(), rows);
+        self.call(rows, |call| rows::forward(call, x.view(), y.view_mut(), Some(saved)));
         Ok(())
     }
 
     pub(crate) fn infer_into<D: Dimension>(&self, x: &ArrayRef<T, D>, y: &mut ArrayRef<T, D>) -> Result<()> {
         self.check_input("x", x.shape())?;
         check_shape("y", x.shape(), y.shape())?;
-        self.call(x.len(), |call| rows::forward(call, x.view(), y.view_mut(), None));
+        self.call(self.rows(x.shape()), |call| rows::forward(call, x.view(), y.view_mut(), None));
         Ok(())
     }
 
     pub(crate) fn infer_inplace<D: Dimension>(&self, x: &mut ArrayRef<T, D>) -> Result<()> {
         self.check_input("x", x.shape())?;
-        self.call(x.len(), |call| rows::forward_inplace(call, x.view_mut(), None));
+        self.call(self.rows(x.shape()), |call| rows::forward_inplace(call, x.view_mut(), None));
         Ok(())
     }
 
@@ -109,17 +117,18 @@ impl<T: Element> RowNorm<T> {
         self.check_backward("x", x.shape(), saved, grad)?;
         check_shape("dy", x.shape(), dy.shape())?;
         check_shape("dx", x.shape(), dx.shape())?;
-        self.call(x.len(), |call| {
+        self.call(self.rows(x.shape()), |call| {
             rows::backward(call, saved.rows(), x.view(), dy.view(), dx.view_mut(), gradient(grad));
         });
         Ok(())
     }
 
     pub(crate) fn check_input(&self, argument: &'static str, shape: &[usize]) -> Result<()> {
-        if self.shape.contains(&0) {
+        if self.features == 0 {
             return Err(Error::Empty { normalized: self.shape.clone() });
         }
-        if !shape.ends_with(&self.shape) {
+        let trailing = shape.len().checked_sub(self.shape.len()).map(|leading| &shape[leading..]);
+        if !trailing.is_some_and(|trailing| same_shape(trailing, &self.shape)) {
             return Err(Error::Trailing { argument, normalized: self.shape.clone(), got: shape.to_vec() });
         }
         Ok(())
@@ -138,19 +147,20 @@ impl<T: Element> RowNorm<T> {
         self.affine.check_same(grad, "grad")
     }
 
-    pub(crate) fn features(&self) -> usize {
-        self.shape.iter().product()
+    /// The rows of arrays of a shape that was checked.
+    pub(crate) fn rows(&self, shape: &[usize]) -> usize {
+        shape[..shape.len() - self.shape.len()].iter().product()
     }
 
-    /// Makes a call on arrays of so many elements, if there are any.
-    pub(crate) fn call(&self, elements: usize, f: impl FnOnce(&Call<'_, T>)) {
-        if elements == 0 {
+    /// Makes a call on arrays of so many rows, if there are any.
+    pub(crate) fn call(&self, rows: usize, f: impl FnOnce(&Call<'_, T>)) {
+        if rows == 0 {
             return;
         }
-        let (features, gain) = (self.features(), slice(&self.affine.gain));
+        let (features, gain) = (self.features, slice(&self.affine.gain));
         let with_gain = |gain: Option<&[T]>| {
-            let layer = Layer { features, gain, bias: slice(&self.affine.bias), spread: (self.spread)(self.eps) };
-            f(&Call { level: self.level, layer, trailing: self.shape.len() });
+            let layer = Layer { features, gain, bias: slice(&self.affine.bias), spread: self.spread };
+            f(&Call { level: self.level, layer, rows, trailing: self.shape.len() });
         };
         match gain.filter(|_| self.zero_centred) {
             None => with_gain(gain),
@@ -178,7 +188,7 @@ pub(crate) fn gradient<T: Element>(grad: &mut Affine<T>) -> Gradient<'_, T> {
 }
 
 pub(crate) fn check_shape(argument: &'static str, expected: &[usize], got: &[usize]) -> Result<()> {
-    if expected == got {
+    if same_shape(expected, got) {
         return Ok(());
     }
     Err(Error::Shape { argument, expected: expected.to_vec(), got: got.to_vec() })
@@ -231,22 +241,25 @@ impl<T: Element> Saved<T> {
 
     /// Whether it comes from a call on an array of that shape.
     pub(crate) fn check(&self, argument: &'static str, expected: &[usize]) -> Result<()> {
-        if self.shape == expected {
+        if same_shape(&self.shape, expected) {
             return Ok(());
         }
         let got = Some(self.shape.clone()).filter(|shape| *shape != NO_CALL);
         Err(Error::Saved { argument, expected: expected.to_vec(), got })
     }
 
-    /// Room for the rows of an array of that shape.
-    pub(crate) fn fit(&mut self, shape: &[usize], features: usize) -> SavedRows<'_, T> {
-        let rows = shape.iter().product::<usize>() / features;
-        self.shape.clear();
-        self.shape.extend_from_slice(shape);
-        for numbers in [&mut self.mean, &mut self.low, &mut self.rstd] {
-            numbers.resize(rows, T::zero());
+    /// Room for the rows of an array of that shape, of which there are so many.
+    pub(crate) fn fit(&mut self, shape: &[usize], rows: usize) -> SavedRows<'_, T> {
+        if !same_shape(&self.shape, shape) {
+            self.shape.clear();
+            self.shape.extend_from_slice(shape);
         }
-        self.exponent.resize(rows, 0);
+        if self.mean.len() != rows {
+            for numbers in [&mut self.mean, &mut self.low, &mut self.rstd] {
+                numbers.resize(rows, T::zero());
+            }
+            self.exponent.resize(rows, 0);
+        }
         SavedRows { mean: &mut self.mean, low: &mut self.low, rstd: &mut self.rstd, exponent: &mut self.exponent }
     }
 

@@ -27,7 +27,7 @@ impl<T: Element> RowNorm<T> {
         check_shape("x_tangent", x.shape(), x_tangent.shape())?;
         self.affine.check_same(tangent, "tangent")?;
         check_shape("y_tangent", x.shape(), y_tangent.shape())?;
-        self.call(x.len(), |call| {
+        self.call(self.rows(x.shape()), |call| {
             let views = (x.view(), x_tangent.view(), y_tangent.view_mut());
             rows::jvp(call, saved.rows(), views.0, views.1, direction(tangent), views.2);
         });
@@ -51,7 +51,7 @@ impl<T: Element> RowNorm<T> {
         self.affine.check_same(dgrad, "dgrad")?;
         check_shape("dx", x.shape(), dx.shape())?;
         check_shape("ddy", x.shape(), ddy.shape())?;
-        self.call(x.len(), |call| {
+        self.call(self.rows(x.shape()), |call| {
             let (x, dy, ddx) = (x.view(), dy.view(), ddx.view());
             let arrays = DoubleBackward { x, dy, ddx, dx: dx.view_mut(), ddy: ddy.view_mut() };
             // The bias is in no gradient.

@@ -254,7 +254,7 @@ impl<T: Element> WeightNorm<T> {
 
     fn forward_saving<D: Dimension>(&self, v: &ArrayRef<T, D>, w: &mut ArrayRef<T, D>, saved: Option<&mut Saved<T>>) {
         let call = self.call(v);
-        let saved = saved.map(|saved| saved.fit(v.shape(), call.layer.features.max(1)));
+        let saved = saved.map(|saved| saved.fit(v.shape(), call.rows));
         if let (false, Some(gain)) = (v.is_empty(), slice(&self.affine.gain)) {
             rows::forward_weights(&call, gain, v.view(), w.view_mut(), saved);
         }
@@ -271,7 +271,7 @@ impl<T: Element> WeightNorm<T> {
     fn call<D: Dimension>(&self, v: &ArrayRef<T, D>) -> Call<'_, T> {
         let features = v.shape().iter().skip(1).product();
         let layer = Layer { features, gain: None, bias: None, spread: Spread::about_zero(T::zero()) };
-        Call { level: self.level, layer, trailing: v.ndim().saturating_sub(1) }
+        Call { level: self.level, layer, rows: v.shape()[0], trailing: v.ndim().saturating_sub(1) }
     }
 }
 

@@ -15,7 +15,7 @@ use crate::simd::{Prefetch, TURNS, Tail, Vector, is_avx2, splat};
 const LONGEST: usize = 224 * 1024;
 
 /// [`normalize::forward`] and [`ahead::forward`], and rows of 1 to 12 vectors here; `R` is the number of lanes.
-#[simd]
+#[inline(always)]
 pub(crate) fn forward<S: Simd, T: Number, const R: usize>(
     simd: S,
     layer: Layer<'_, T>,
@@ -30,11 +30,10 @@ pub(crate) fn forward<S: Simd, T: Number, const R: usize>(
     if const { is_avx2::<S>() } && streams && vectors > 8 && layer.features * size_of::<T>() <= LONGEST {
         return ahead::forward(simd, layer, place, x, y, &mut saved);
     }
-    // Narrow registers do not hold a row.
-    if const { S::f32s::LEN < 8 } || layer.features < T::LANES || vectors > most {
-        return normalize::forward(simd, layer, streams, x, y, saved);
-    }
-    let done = if const { is_avx2::<S>() } && (streams || vectors == 1) {
+    let done = if const { S::f32s::LEN < 8 } || layer.features < T::LANES || vectors > most {
+        // Narrow registers do not hold a row.
+        0
+    } else if const { is_avx2::<S>() } && (streams || vectors == 1) {
         let interleaved = match vectors {
             1 => interleaved::<S, T, 8, 1>,
             2 => interleaved::<S, T, 4, 2>,
