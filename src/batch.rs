@@ -147,7 +147,7 @@ pub(crate) fn backward<T: Element, D: Dimension>(
         call.scale(kept.rstd, 0, scale);
         sum_columns(call, kept.mean, [&x, &dy], |totals| {
             coefficients(call, kept, (&x, &dy), 0, totals, k, m);
-            grad.add_wide(totals);
+            grad.add_wide(call.level, totals);
         });
         let kernel = |step: Step<'_, T, _, 2, 1, 0>| {
             let Step { inputs: [x, dy], outputs: [dx], .. } = step;

@@ -107,7 +107,7 @@ kernels! {
     /// [`short::forward`], [`narrow::forward`](narrow::forward::forward) and [`normalize::forward`]
     fn forward(
         level: Level,
-        layer: Layer<'_, Self>,
+        layer: &Layer<'_, Self>,
         place: Place,
         x: &[Self],
         y: &mut [Self],
@@ -117,7 +117,7 @@ kernels! {
     }
 
     /// [`normalize::normalize_any`]
-    fn normalize(level: Level, layer: Layer<'_, Self>, row: &Rescaled<Self>, start: usize, x: &[Self], y: &mut [Self]) {
+    fn normalize(level: Level, layer: &Layer<'_, Self>, row: &Rescaled<Self>, start: usize, x: &[Self], y: &mut [Self]) {
         dispatch!(level, simd => normalize::normalize_any(simd, layer, row, start, x, y));
     }
 
@@ -134,7 +134,7 @@ kernels! {
     /// [`short::backward`], [`narrow::backward`](narrow::backward::backward) and [`backward::backward`]
     fn backward(
         level: Level,
-        layer: Layer<'_, Self>,
+        layer: &Layer<'_, Self>,
         place: Place,
         kept: KeptRows<'_, Self>,
         x: &[Self],
@@ -181,7 +181,7 @@ kernels! {
     /// [`second_order::jvp`]
     fn jvp(
         level: Level,
-        layer: Layer<'_, Self>,
+        layer: &Layer<'_, Self>,
         kept: KeptRows<'_, Self>,
         x: &[Self],
         direction: Direction<'_, Self>,
@@ -193,7 +193,7 @@ kernels! {
     /// [`second_order::double_backward`]
     fn double_backward(
         level: Level,
-        layer: Layer<'_, Self>,
+        layer: &Layer<'_, Self>,
         kept: KeptRows<'_, Self>,
         x: &[Self],
         dy: &[Self],
@@ -208,7 +208,7 @@ kernels! {
     /// [`weights::backward`]
     fn weight_backward(
         level: Level,
-        layer: Layer<'_, Self>,
+        layer: &Layer<'_, Self>,
         kept: KeptRows<'_, Self>,
         gain: &[Self],
         v: &[Self],
@@ -222,7 +222,7 @@ kernels! {
     /// [`residual::forward`]
     fn forward_residual(
         level: Level,
-        layer: Layer<'_, Self>,
+        layer: &Layer<'_, Self>,
         place: Place,
         from: [&[Self]; 3],
         to: [&mut [Self]; 2],
@@ -234,7 +234,7 @@ kernels! {
     /// [`residual::backward`]
     fn backward_residual(
         level: Level,
-        layer: Layer<'_, Self>,
+        layer: &Layer<'_, Self>,
         place: Place,
         kept: KeptRows<'_, Self>,
         from: [&[Self]; 4],
@@ -257,13 +257,18 @@ kernels! {
         dispatch!(level, simd => elementwise::add_to(simd, to, terms));
     }
 
+    /// [`elementwise::add_zero`]
+    fn add_zero(level: Level, to: &mut [Self]) {
+        dispatch!(level, simd => elementwise::add_zero(simd, to));
+    }
+
     /// [`elementwise::multiply`]
     fn multiply_elements(level: Level, a: &[Self], b: &[Self], product: &mut [Self]) {
         dispatch!(level, simd => elementwise::multiply(simd, a, b, product));
     }
 
     /// [`elementwise::normalized`]
-    fn normalized(level: Level, layer: Layer<'_, Self>, y: &[Self], normalized: &mut [Self]) {
+    fn normalized(level: Level, layer: &Layer<'_, Self>, y: &[Self], normalized: &mut [Self]) {
         dispatch!(level, simd => elementwise::normalized(simd, layer, y, normalized));
     }
 
@@ -292,6 +297,16 @@ kernels! {
     /// [`columns::end_chain`]
     fn end_chain(level: Level, chain: &mut [Self], block: &mut [Self::Wide]) {
         dispatch!(level, simd => columns::end_chain(simd, chain, block));
+    }
+
+    /// [`columns::join_block`]
+    fn join_block(level: Level, total: &mut [Self::Wide], block: &[Self::Wide]) {
+        dispatch!(level, simd => columns::join_block(simd, total, block));
+    }
+
+    /// [`columns::add_wide`]
+    fn add_wide(level: Level, gradient: &mut [Self], sums: &[Self::Wide]) {
+        dispatch!(level, simd => columns::add_wide(simd, gradient, sums));
     }
 
     /// [`batch::finish`]

@@ -18,7 +18,7 @@ use fearless_simd::Level;
 use ndarray::{ArrayViewMut2, Axis};
 
 use crate::element::Element;
-use crate::kernels::columns::{CHAIN, Gradient, join_block, rows_per_block};
+use crate::kernels::columns::{CHAIN, Gradient, rows_per_block};
 use crate::kernels::kept::{Coefficients, KeptRows, Row, Sums};
 use crate::kernels::moments::{Moments, Statistics};
 use crate::kernels::normalize::{Layer, SavedRows};
@@ -27,13 +27,13 @@ use crate::kernels::rescale::Rescaled;
 use crate::number::LARGEST_BLOCK;
 use crate::parallel::{self, Job};
 
-/// Whether so many rows are taken here, on all threads, because tasks of `task` rows would leave these idle for a quarter of
+/// Whether so many rows are taken here, on all threads, because tasks of `task()` rows would leave these idle for a quarter of
 /// the time or more: two sweeps cost about that much more than one.
-pub(crate) fn shares_columns<T: Element>(rows: usize, task: usize, features: usize) -> bool {
+pub(crate) fn shares_columns<T: Element>(rows: usize, task: impl FnOnce() -> usize, features: usize) -> bool {
     if features < T::BLOCK / 2 || !parallel::pays(2 * rows * features * size_of::<T>()) {
         return false;
     }
-    let threads = parallel::threads();
+    let (threads, task) = (parallel::threads(), task());
     let room = rows.div_ceil(task).div_ceil(threads) * threads * task;
     4 * rows <= 3 * room
 }
@@ -43,13 +43,13 @@ const LONG: usize = 1024 * 1024;
 
 /// [`shares_columns`] of backward, or rows so long that even one thread is faster where each tile of columns is read once.
 pub(crate) fn goes_by_columns<T: Element>(rows: usize, features: usize) -> bool {
-    features * size_of::<T>() >= LONG || shares_columns::<T>(rows, rows_per_block(rows, features), features)
+    features * size_of::<T>() >= LONG || shares_columns::<T>(rows, || rows_per_block(rows, features), features)
 }
 
 /// y of all rows, side by side in `x` and `y`.
 pub(crate) fn forward<T: Element>(
     level: Level,
-    layer: Layer<'_, T>,
+    layer: &Layer<'_, T>,
     x: &[T],
     y: &mut [T],
     mut saved: Option<SavedRows<'_, T>>,
@@ -176,7 +176,7 @@ impl Tiles {
 /// The second sweep of forward over some columns.
 struct Write<'a, T> {
     level: Level,
-    layer: Layer<'a, T>,
+    layer: &'a Layer<'a, T>,
     rows: &'a [Rescaled<T>],
     x: &'a [T],
     /// The columns of these tiles.
@@ -213,7 +213,7 @@ const ROW: &str = "the columns of a row are side by side";
 /// dx of all rows, side by side in `x`, `dy` and `dx`; adds dgain and dbias to `grad`.
 pub(crate) fn backward<T: Element>(
     level: Level,
-    layer: Layer<'_, T>,
+    layer: &Layer<'_, T>,
     kept: KeptRows<'_, T>,
     x: &[T],
     dy: &[T],
@@ -235,18 +235,18 @@ pub(crate) fn backward<T: Element>(
             let rows = &mut rows[..x.len() / features];
             let kept = kept.rows(first..first + rows.len());
             for (i, (row, _)) in rows.iter_mut().enumerate() {
-                *row = T::row(level, &layer, &kept, i, &x[i * features..][..features]);
+                *row = T::row(level, layer, &kept, i, &x[i * features..][..features]);
             }
             let sums = &mut sums[..2 * blocks.count * rows.len()];
             parallel::fill(sums, 2, 2 * size_of_val(x), |index, sums| {
                 let (row, start) = (&rows[index / blocks.count].0, blocks.columns(index % blocks.count).start);
                 let block = blocks.in_rows(index);
-                let of_block = T::backward_sums(level, &layer, row, start, &x[block.clone()], &dy[block]);
+                let of_block = T::backward_sums(level, layer, row, start, &x[block.clone()], &dy[block]);
                 sums.copy_from_slice(&of_block.to_wide());
             });
             for ((row, coefficients), sums) in rows.iter_mut().zip(sums.chunks(2 * blocks.count)) {
                 let of_blocks = sums.as_chunks().0.iter().map(|&sums| Sums::from_wide(sums));
-                *coefficients = row.coefficients_of(of_blocks.fold(Sums::default(), Sums::join), &layer);
+                *coefficients = row.coefficients_of(of_blocks.fold(Sums::default(), Sums::join), layer);
             }
             let end = if wide == 0 {
                 End::Gradient(grad.part(0..features))
@@ -258,12 +258,12 @@ pub(crate) fn backward<T: Element>(
             let job = WriteGradient { level, layer, rows, x, dy, dx, end, tiles: Tiles::new::<T>(features) };
             parallel::run(job, 3 * size_of_val(x));
             if wide > 0 && ((first + CHAIN).is_multiple_of(per_block) || first + CHAIN >= all) {
-                join_block(total, block);
+                T::join_block(level, total, block);
                 block.fill(T::Wide::default());
             }
         }
         if wide > 0 {
-            grad.add_wide(total);
+            grad.add_wide(level, total);
         }
     };
     // Not one wake-up for each sweep of each chain.
@@ -295,7 +295,7 @@ impl<T: Element> End<'_, T> {
     /// Adds the sums of some columns.
     fn add(&mut self, level: Level, columns: Range<usize>, sums: &mut Columns<'_, T>) {
         match self {
-            Self::Gradient(grad) => grad.part(columns).add(sums.dgain, sums.dbias),
+            Self::Gradient(grad) => grad.part(columns).add(level, sums.dgain, sums.dbias),
             Self::Block { dgain, dbias } => {
                 T::end_chain(level, sums.dgain, &mut dgain[columns.clone()]);
                 T::end_chain(level, sums.dbias, &mut dbias[columns]);
@@ -307,7 +307,7 @@ impl<T: Element> End<'_, T> {
 /// The second sweep of backward over some columns.
 struct WriteGradient<'a, T: Element> {
     level: Level,
-    layer: Layer<'a, T>,
+    layer: &'a Layer<'a, T>,
     rows: &'a [(Row<T>, Coefficients<T>)],
     x: &'a [T],
     dy: &'a [T],
@@ -341,7 +341,7 @@ impl<T: Element> Job for WriteGradient<'_, T> {
             let mut dx = dx.axis_iter_mut(Axis(0)).map(|row| row.into_slice().expect(ROW));
             let mut dx: [_; CHAIN] = array::from_fn(|_| dx.next().unwrap_or_default());
             let dx = &mut dx[..self.rows.len()];
-            T::backward_tile(self.level, &self.layer, self.rows, tile, self.x, self.dy, dx, &mut columns);
+            T::backward_tile(self.level, self.layer, self.rows, tile, self.x, self.dy, dx, &mut columns);
             self.end.add(self.level, here, &mut columns);
         }
     }

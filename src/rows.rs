@@ -50,14 +50,14 @@ pub(crate) fn forward<T: Element, D: Dimension>(
     y: ArrayViewMut<'_, T, D>,
     saved: Option<SavedRows<'_, T>>,
 ) {
-    let &Call { level, layer, rows, trailing } = call;
+    let &Call { level, ref layer, rows, trailing } = call;
     let place = place::<T>(2, x.len());
     let (x, mut y) = (Input::new(x, trailing), Output::new(y, trailing));
     if let (Input::Adjacent(x), Output::Adjacent(y)) = (&x, &mut y) {
         if !parallel::pays(2 * size_of_val(*x)) {
             return T::forward(level, layer, place, x, y, saved);
         }
-        if long::shares_columns::<T>(rows, 1, layer.features) {
+        if long::shares_columns::<T>(rows, || 1, layer.features) {
             return long::forward(level, layer, x, y, saved);
         }
     }
@@ -73,7 +73,7 @@ pub(crate) fn forward_inplace<T: Element, D: Dimension>(
     x: ArrayViewMut<'_, T, D>,
     saved: Option<SavedRows<'_, T>>,
 ) {
-    let &Call { level, layer, rows, trailing } = call;
+    let &Call { level, ref layer, rows, trailing } = call;
     let mut y = Output::new(x, trailing);
     let kernel = |Step { outputs: [y], scratch: [x], per_row: saved, .. }: Step<'_, T, _, 0, 1, 1>| {
         x.copy_from_slice(y);
@@ -91,7 +91,7 @@ pub(crate) fn backward<T: Element, D: Dimension>(
     dx: ArrayViewMut<'_, T, D>,
     grad: Gradient<'_, T>,
 ) {
-    let &Call { level, layer, rows, trailing } = call;
+    let &Call { level, ref layer, rows, trailing } = call;
     let place = place::<T>(3, x.len());
     let (x, dy, mut dx) = (Input::new(x, trailing), Input::new(dy, trailing), Output::new(dx, trailing));
     if let (Input::Adjacent(x), Input::Adjacent(dy), Output::Adjacent(dx)) = (&x, &dy, &mut dx) {
@@ -99,7 +99,7 @@ pub(crate) fn backward<T: Element, D: Dimension>(
             return long::backward(level, layer, kept, x, dy, dx, grad);
         }
         if rows <= CHAIN {
-            return one_chain(layer.features, grad, |columns| {
+            return one_chain(level, rows, layer.features, grad, |columns| {
                 T::backward(level, layer, place, kept, x, dy, dx, columns);
             });
         }
@@ -127,13 +127,13 @@ pub(crate) fn forward_residual<T: Element, D: Dimension>(
     arrays: Residual<'_, T, D>,
     saved: SavedRows<'_, T>,
 ) {
-    let &Call { level, layer, rows, trailing } = call;
+    let &Call { level, ref layer, rows, trailing } = call;
     let (elements, masked) = (arrays.x.len(), arrays.mask.is_some());
     let place = place::<T>(4 + usize::from(masked), elements);
     let [x, residual] = [arrays.x, arrays.residual].map(|view| Input::new(view, trailing));
     let mask = arrays.mask.map_or(Input::Absent, |view| Input::new(view, trailing));
     let [mut y, mut sum] = [arrays.y, arrays.sum].map(|view| Output::new(view, trailing));
-    if long::shares_columns::<T>(rows, 1, layer.features)
+    if long::shares_columns::<T>(rows, || 1, layer.features)
         && let (Some(x), Some(mask), Some(residual)) = (x.adjacent(), mask.adjacent(), residual.adjacent())
         && let (Output::Adjacent(y), Output::Adjacent(sum)) = (&mut y, &mut sum)
     {
@@ -165,14 +165,14 @@ pub(crate) fn backward_residual<T: Element, D: Dimension>(
     arrays: ResidualGradient<'_, T, D>,
     grad: Gradient<'_, T>,
 ) {
-    let &Call { level, layer, rows, trailing } = call;
+    let &Call { level, ref layer, rows, trailing } = call;
     let elements = arrays.sum.len();
     let place = place::<T>(3, elements);
     let [sum, dy] = [arrays.sum, arrays.dy].map(|view| Input::new(view, trailing));
     let dsum = arrays.dsum.map_or(Input::Absent, |view| Input::new(view, trailing));
     let mut dresidual = Output::new(arrays.dresidual, trailing);
     let mut masked = arrays.masked.map(|(mask, dx)| (Input::new(mask, trailing), Output::new(dx, trailing)));
-    if long::shares_columns::<T>(rows, rows_per_block(rows, layer.features), layer.features)
+    if long::shares_columns::<T>(rows, || rows_per_block(rows, layer.features), layer.features)
         && let (Some(sum), Some(dy), Some(dsum)) = (sum.adjacent(), dy.adjacent(), dsum.adjacent())
         && let Output::Adjacent(dresidual) = &mut dresidual
         && let None | Some((Input::Adjacent(_), Output::Adjacent(_))) = &masked
@@ -208,7 +208,7 @@ pub(crate) fn backward_inplace<T: Element, D: Dimension>(
     dy: ArrayViewMut<'_, T, D>,
     grad: Gradient<'_, T>,
 ) {
-    let &Call { level, layer, rows, trailing } = call;
+    let &Call { level, ref layer, rows, trailing } = call;
     let (x, mut dx) = (Input::new(x, trailing), Output::new(dy, trailing));
     let kernel = |step: Step<'_, T, _, 1, 1, 1>| {
         let Step { rows, inputs: [x], outputs: [dx], scratch: [dy], mut columns, .. } = step;
@@ -236,7 +236,7 @@ pub(crate) fn backward_from<T: Element, D: Dimension>(
     dy: ArrayViewMut<'_, T, D>,
     grad: Gradient<'_, T>,
 ) {
-    let &Call { level, layer, rows, trailing } = call;
+    let &Call { level, ref layer, rows, trailing } = call;
     let (from, mut dx) = (Input::new(from, trailing), Output::new(dy, trailing));
     let kernel = |step: Step<'_, T, _, 1, 1, 2>| {
         let Step { rows, inputs: [from], outputs: [dx], scratch: [dy, normalized], mut columns, .. } = step;
@@ -280,7 +280,7 @@ pub(crate) fn jvp<T: Element, D: Dimension>(
     affine: AffineDirection<'_, T>,
     y_tangent: ArrayViewMut<'_, T, D>,
 ) {
-    let &Call { level, layer, rows, trailing } = call;
+    let &Call { level, ref layer, rows, trailing } = call;
     let [x, x_tangent] = [x, x_tangent].map(|view| Input::new(view, trailing));
     let mut y_tangent = Output::new(y_tangent, trailing);
     let kernel = |step: Step<'_, T, _, 2, 1, 0>| {
@@ -308,7 +308,7 @@ pub(crate) fn double_backward<T: Element, D: Dimension>(
     affine: AffineDirection<'_, T>,
     grad: Gradient<'_, T>,
 ) {
-    let &Call { level, layer, rows, trailing } = call;
+    let &Call { level, ref layer, rows, trailing } = call;
     let [x, dy, ddx] = [arrays.x, arrays.dy, arrays.ddx].map(|view| Input::new(view, trailing));
     let [mut dx, mut ddy] = [arrays.dx, arrays.ddy].map(|view| Output::new(view, trailing));
     let kernel = |step: Step<'_, T, _, 3, 2, 0>| {
@@ -326,7 +326,7 @@ pub(crate) fn forward_weights<T: Element, D: Dimension>(
     w: ArrayViewMut<'_, T, D>,
     saved: Option<SavedRows<'_, T>>,
 ) {
-    let &Call { level, layer, rows, trailing } = call;
+    let &Call { level, ref layer, rows, trailing } = call;
     let (v, mut w) = (Input::new(v, trailing), Output::new(w, trailing));
     parallel::lend_beside(gain.len(), |factors: &mut [T]| {
         let root = (layer.features as f64).sqrt();
@@ -351,7 +351,7 @@ pub(crate) fn backward_weights<T: Element, D: Dimension>(
     dw: ArrayView<'_, T, D>,
     dv: ArrayViewMut<'_, T, D>,
 ) {
-    let &Call { level, layer, rows, trailing } = call;
+    let &Call { level, ref layer, rows, trailing } = call;
     let [v, dw] = [v, dw].map(|view| Input::new(view, trailing));
     let mut dv = Output::new(dv, trailing);
     let kernel = |step: Step<'_, T, _, 2, 1, 0>| {
@@ -388,7 +388,7 @@ mod tests {
         let saved = SavedRows { mean, low, rstd, exponent: &mut exponent };
         let slices = (x.as_slice().expect("standard"), dy.as_slice().expect("standard"));
         if long {
-            long::forward(call.level, layer, slices.0, y.as_slice_mut().expect("standard"), Some(saved));
+            long::forward(call.level, &call.layer, slices.0, y.as_slice_mut().expect("standard"), Some(saved));
         } else {
             forward(&call, x.view(), y.view_mut(), Some(saved));
         }
@@ -398,7 +398,7 @@ mod tests {
         let grad = Gradient { gain: Some(&mut dgain), bias: Some(&mut dbias) };
         if long {
             let dx = dx.as_slice_mut().expect("standard");
-            long::backward(call.level, layer, kept, slices.0, slices.1, dx, grad);
+            long::backward(call.level, &call.layer, kept, slices.0, slices.1, dx, grad);
         } else {
             backward(&call, kept, x.view(), dy.view(), dx.view_mut(), grad);
         }

@@ -17,7 +17,7 @@ use fearless_simd::Level;
 
 use crate::arrays::{Input, Part, RowShape};
 use crate::element::Element;
-use crate::kernels::columns::{CHAIN, Gradient, join_block, rows_per_block};
+use crate::kernels::columns::{CHAIN, Gradient, rows_per_block};
 use crate::kernels::normalize::SavedRows;
 use crate::kernels::passes::Columns;
 use crate::parallel::{self, Job};
@@ -94,7 +94,10 @@ pub(crate) struct Sweep<'a, 'v, T: Element, F, N, const I: usize, const O: usize
 enum ColumnSums<'a, T: Element> {
     None,
     /// Of the only chain.
-    Gradient(Gradient<'a, T>),
+    Gradient {
+        level: Level,
+        grad: Gradient<'a, T>,
+    },
     /// Those of each block of that many rows, one behind the other.
     Blocks {
         level: Level,
@@ -152,9 +155,9 @@ where
     pub(crate) fn sum(self, level: Level, grad: Gradient<'_, T>) {
         if self.rows.len() <= CHAIN {
             // One chain: nothing wider is needed.
-            return Job::run(Sweep { sums: ColumnSums::Gradient(grad), ..self });
+            return Job::run(Sweep { sums: ColumnSums::Gradient { level, grad }, ..self });
         }
-        self.totals(level, |totals| grad.add_wide(totals));
+        self.totals(level, |totals| grad.add_wide(level, totals));
     }
 
     /// Runs the kernel over all rows. Its column sums, the first and then the second of each column, are for `f`.
@@ -165,7 +168,7 @@ where
             let sums = ColumnSums::Blocks { level, blocks, rows };
             parallel::run(Sweep { sums, ..self }, bytes);
             let (totals, others) = blocks.split_at_mut(2 * features);
-            others.chunks_exact(2 * features).for_each(|block| join_block(totals, block));
+            others.chunks_exact(2 * features).for_each(|block| T::join_block(level, totals, block));
             f(totals);
         });
     }
@@ -174,7 +177,7 @@ where
     fn task(&self) -> usize {
         match self.sums {
             ColumnSums::None => self.task,
-            ColumnSums::Gradient(_) => CHAIN,
+            ColumnSums::Gradient { .. } => CHAIN,
             ColumnSums::Blocks { rows, .. } => rows,
         }
     }
@@ -245,8 +248,8 @@ where
                     }
                 }
             }
-            if let ColumnSums::Gradient(grad) = sums {
-                grad.add(columns.dgain, columns.dbias);
+            if let ColumnSums::Gradient { level, grad } = sums {
+                grad.add(level, columns.dgain, columns.dbias);
             }
         });
     }
@@ -290,7 +293,7 @@ impl<T: Element> ColumnSums<'_, T> {
     fn split(self, sums: usize) -> (Self, Self) {
         match self {
             Self::None => (Self::None, Self::None),
-            Self::Gradient(_) => unreachable!("one chain is one task"),
+            Self::Gradient { .. } => unreachable!("one chain is one task"),
             Self::Blocks { level, blocks, rows } => {
                 let (first, second) = blocks.split_at_mut(sums);
                 (Self::Blocks { level, blocks: first, rows }, Self::Blocks { level, blocks: second, rows })
@@ -301,12 +304,32 @@ impl<T: Element> ColumnSums<'_, T> {
 
 /// The kernel on all rows of arrays that need no tile, as one chain, without the cost of a sweep: that is felt where there are
 /// few and short ones.
-pub(crate) fn one_chain<T: Element>(features: usize, grad: Gradient<'_, T>, kernel: impl FnOnce(&mut Columns<'_, T>)) {
+pub(crate) fn one_chain<T: Element>(
+    level: Level,
+    rows: usize,
+    features: usize,
+    grad: Gradient<'_, T>,
+    kernel: impl FnOnce(&mut Columns<'_, T>),
+) {
     parallel::lend(2 * whole_lines::<T>(features), |buffer: &mut [T]| {
-        buffer.fill(T::zero());
-        let mut columns = columns_in(buffer, features);
-        kernel(&mut columns);
-        grad.add(columns.dgain, columns.dbias);
+        if rows > 1 {
+            buffer.fill(T::zero());
+            let mut columns = columns_in(buffer, features);
+            kernel(&mut columns);
+            return grad.add(level, columns.dgain, columns.dbias);
+        }
+        // The sum of one term is that term; but a chain starts from 0, and makes 0 of two −0.
+        fn ready<'a, T: Element>(level: Level, gradient: Option<&'a mut [T]>, room: &'a mut [T]) -> &'a mut [T] {
+            if let Some(gradient) = gradient {
+                T::add_zero(level, gradient);
+                gradient
+            } else {
+                room.fill(T::zero());
+                room
+            }
+        }
+        let Columns { dgain, dbias } = columns_in(buffer, features);
+        kernel(&mut Columns { dgain: ready(level, grad.gain, dgain), dbias: ready(level, grad.bias, dbias) });
     });
 }
 

@@ -177,7 +177,7 @@ impl<T: Element> Job for Backward<'_, '_, T> {
                 let totals = sum_chain(call, kept.mean, x, Some(dy), sums, totals);
                 let (k, m) = sums[..2 * tile.len()].split_at_mut(tile.len());
                 coefficients(call, kept, (x_input, dy_input), tile.start, totals, k, m);
-                grad.part(here.clone()).add_wide(totals);
+                grad.part(here.clone()).add_wide(call.level, totals);
                 let scale = &mut scale[..tile.len()];
                 call.scale(kept.rstd, tile.start, scale);
                 write_columns(call, (kept, scale), x, Some(Back { dy, k, m }), dx.view_mut(), here.clone());

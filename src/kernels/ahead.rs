@@ -33,7 +33,7 @@ const PAIRED: usize = 16;
 #[simd]
 pub(crate) fn forward<S: Simd, T: Number>(
     simd: S,
-    layer: Layer<'_, T>,
+    layer: &Layer<'_, T>,
     place: Place,
     x: &[T],
     y: &mut [T],
@@ -50,13 +50,13 @@ pub(crate) fn forward<S: Simd, T: Number>(
 #[inline(always)]
 fn all_rows<S: Simd, T: Number, const CENTRED: bool>(
     simd: S,
-    layer: Layer<'_, T>,
+    layer: &Layer<'_, T>,
     place: Place,
     x: &[T],
     y: &mut [T],
     saved: &mut Option<SavedRows<'_, T>>,
 ) {
-    let Layer { features, .. } = layer;
+    let features = layer.features;
     if features > T::BLOCK {
         return long_rows::<S, T, CENTRED>(simd, layer, x, y, saved);
     }
@@ -74,13 +74,13 @@ fn all_rows<S: Simd, T: Number, const CENTRED: bool>(
 #[inline(never)]
 fn blocks<S: Simd, T: Number, const R: usize, const CENTRED: bool>(
     simd: S,
-    layer: Layer<'_, T>,
+    layer: &Layer<'_, T>,
     x: &[T],
     y: &mut [T],
     saved: &mut Option<SavedRows<'_, T>>,
     rows: Range<usize>,
 ) -> usize {
-    let Layer { features, spread, .. } = layer;
+    let &Layer { features, spread, .. } = layer;
     let tail = &Tail::new(simd, features);
     let affine = (layer.gain(0, features), layer.bias(0, features));
     let end = rows.end;
@@ -114,12 +114,12 @@ fn blocks<S: Simd, T: Number, const R: usize, const CENTRED: bool>(
 #[inline(never)]
 fn long_rows<S: Simd, T: Number, const CENTRED: bool>(
     simd: S,
-    layer: Layer<'_, T>,
+    layer: &Layer<'_, T>,
     x: &[T],
     y: &mut [T],
     saved: &mut Option<SavedRows<'_, T>>,
 ) {
-    let Layer { features, spread, .. } = layer;
+    let &Layer { features, spread, .. } = layer;
     let tails = [T::BLOCK, features % T::BLOCK].map(
         #[inline(always)]
         |len| Tail::new(simd, len),
@@ -219,7 +219,7 @@ mod tests {
 
     /// By way of [`forward`], for arrays at that place, or by that of [`normalize`].
     #[simd]
-    fn run<S: Simd, T: Number>(simd: S, here: Option<Place>, layer: Layer<'_, T>, x: &[T]) -> Outcome<T> {
+    fn run<S: Simd, T: Number>(simd: S, here: Option<Place>, layer: &Layer<'_, T>, x: &[T]) -> Outcome<T> {
         let rows = x.len() / layer.features;
         let [mut mean, mut low, mut rstd] = [(); 3].map(|()| vec![T::nan(); rows]);
         let (mut y, mut exponent) = (vec![T::nan(); x.len()], vec![7; rows]);
@@ -261,7 +261,7 @@ mod tests {
                 for affine in [true, false] {
                     let gain = affine.then_some(&gain[..]);
                     let bias = (affine && spread.centred).then_some(&bias[..]);
-                    let layer = Layer { features, gain, bias, spread };
+                    let layer = &Layer { features, gain, bias, spread };
                     let run = |here| dispatch!(level, simd => run(simd, here, layer, &x));
                     let expected = run(None);
                     for place in [Place::Shared, Place::Memory] {

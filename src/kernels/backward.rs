@@ -43,11 +43,11 @@ const ALONE: usize = 72;
 /// dx of rows of any number of features, side by side in `x`, `dy` and `dx`; adds their columns to `columns`.
 ///
 /// `place`: that of the arrays of the whole call.
-#[simd]
+#[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
 pub(crate) fn backward<S: Simd, T: Number>(
     simd: S,
-    layer: Layer<'_, T>,
+    layer: &Layer<'_, T>,
     place: Place,
     kept: KeptRows<'_, T>,
     x: &[T],
@@ -61,17 +61,17 @@ pub(crate) fn backward<S: Simd, T: Number>(
         for row in 0..rows {
             let at = row * features..(row + 1) * features;
             let (x, dy, dx) = (&x[at.clone()], &dy[at.clone()], &mut dx[at]);
-            careful_row(simd, &layer, &kept, row, x, dy, dx, columns);
+            careful_row(simd, layer, &kept, row, x, dy, dx, columns);
         }
         return;
     }
     if const { S::f32s::LEN < 8 } {
         // Narrow registers do not hold two rows.
-        groups::<S, T, 1, 1, true>(simd, &layer, &kept, x, dy, dx, columns, 0..rows, false);
+        groups::<S, T, 1, 1, true, false>(simd, layer, &kept, x, dy, dx, columns, 0..rows);
     } else if layer.spread.centred {
-        plain_rows::<S, T, true>(simd, &layer, place, &kept, x, dy, dx, columns);
+        plain_rows::<S, T, true>(simd, layer, place, &kept, x, dy, dx, columns);
     } else {
-        plain_rows::<S, T, false>(simd, &layer, place, &kept, x, dy, dx, columns);
+        plain_rows::<S, T, false>(simd, layer, place, &kept, x, dy, dx, columns);
     }
 }
 
@@ -100,25 +100,28 @@ fn plain_rows<S: Simd, T: Number, const CENTRED: bool>(
         0
     } else if vectors <= 8 {
         // The reductions are a large part of the work.
-        groups::<S, T, 8, 2, CENTRED>(simd, layer, kept, x, dy, dx, columns, 0..rows / 8 * 8, false)
+        groups::<S, T, 8, 2, CENTRED, false>(simd, layer, kept, x, dy, dx, columns, 0..rows / 8 * 8)
     } else if vectors <= ALONE {
-        groups::<S, T, 2, 2, CENTRED>(simd, layer, kept, x, dy, dx, columns, 0..rows / 2 * 2, false)
+        groups::<S, T, 2, 2, CENTRED, false>(simd, layer, kept, x, dy, dx, columns, 0..rows / 2 * 2)
     } else {
         // The columns are a large part of the traffic.
-        groups::<S, T, 4, 4, CENTRED>(simd, layer, kept, x, dy, dx, columns, 0..rows / 4 * 4, false)
+        groups::<S, T, 4, 4, CENTRED, false>(simd, layer, kept, x, dy, dx, columns, 0..rows / 4 * 4)
     };
-    let asks = place != Place::Core;
-    groups::<S, T, 1, 1, CENTRED>(simd, layer, kept, x, dy, dx, columns, done..rows, asks);
+    if const { is_avx2::<S>() } && place != Place::Core {
+        groups::<S, T, 1, 1, CENTRED, true>(simd, layer, kept, x, dy, dx, columns, done..rows);
+    } else {
+        groups::<S, T, 1, 1, CENTRED, false>(simd, layer, kept, x, dy, dx, columns, done..rows);
+    }
 }
 
 /// Rows that need not be rescaled, `R` at a time; `R` divides their number, and `P` divides `R`. Returns the row after
 /// the last.
 ///
-/// `ask`: what follows in x and dy is asked for before it is read; on AVX2, as in [`ahead`](super::ahead).
+/// `ASK`: what follows in x and dy is asked for before it is read, as in [`ahead`](super::ahead).
 #[simd]
 #[inline(never)]
 #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
-fn groups<S: Simd, T: Number, const R: usize, const P: usize, const CENTRED: bool>(
+fn groups<S: Simd, T: Number, const R: usize, const P: usize, const CENTRED: bool, const ASK: bool>(
     simd: S,
     layer: &Layer<'_, T>,
     kept: &KeptRows<'_, T>,
@@ -127,18 +130,20 @@ fn groups<S: Simd, T: Number, const R: usize, const P: usize, const CENTRED: boo
     dx: &mut [T],
     columns: &mut Columns<'_, T>,
     rows: Range<usize>,
-    ask: bool,
 ) -> usize {
     let all = [x, dy];
     let features = layer.features;
-    let end = rows.end;
-    let at = rows.start * features..end * features;
+    let (mut first, end) = (rows.start, rows.end);
+    let (at, group_len) = (first * features..end * features, R * features);
     let tail = Tail::new(simd, features.min(T::BLOCK));
     let gain = layer.gain(0, tail.len());
-    let inputs = x[at.clone()].chunks_exact(R * features).zip(dy[at.clone()].chunks_exact(R * features));
-    for ((first, (x, dy)), dx) in rows.step_by(R).zip(inputs).zip(dx[at].chunks_exact_mut(R * features)) {
+    let (mut x, mut dy, mut dx) = (&x[at.clone()], &dy[at.clone()], &mut dx[at]);
+    // Not `chunks_exact`, whose divisions are felt where there is one short row.
+    while let (Some(x), Some(dy), Some(dx)) =
+        (x.split_off(..group_len), dy.split_off(..group_len), dx.split_off_mut(..group_len))
+    {
         let mut group = Group::<T, R>::new(kept, first);
-        let prefetch = if const { P == 1 && is_avx2::<S>() } && ask {
+        let prefetch = if ASK {
             all.map(
                 #[inline(always)]
                 |array| Prefetch::new(array, first * features),
@@ -165,6 +170,7 @@ fn groups<S: Simd, T: Number, const R: usize, const P: usize, const CENTRED: boo
                 );
             }
         }
+        first += R;
     }
     end
 }

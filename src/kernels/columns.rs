@@ -12,9 +12,10 @@
 
 use std::ops::Range;
 
-use fearless_simd::Simd;
+use fearless_simd::{Level, Simd};
 use fearless_simd_macros::simd;
 
+use crate::kernels::Kernels;
 use crate::number::{Number, Wide};
 
 /// Rows whose terms are added as elements before they are added to something wider.
@@ -39,9 +40,18 @@ pub(crate) fn end_chain<S: Simd, T: Number>(_simd: S, chain: &mut [T], block: &m
 }
 
 /// Adds a block to those before it.
-pub(crate) fn join_block<W: Wide>(total: &mut [W], block: &[W]) {
+#[simd]
+pub(crate) fn join_block<S: Simd, W: Wide>(_simd: S, total: &mut [W], block: &[W]) {
     for (total, &block) in total.iter_mut().zip(block) {
         *total = total.join(block);
+    }
+}
+
+/// Adds the sums of all blocks to a gradient.
+#[simd]
+pub(crate) fn add_wide<S: Simd, T: Number>(_simd: S, gradient: &mut [T], sums: &[T::Wide]) {
+    for (gradient, sum) in gradient.iter_mut().zip(sums) {
+        *gradient = T::from_f64(sum.add((*gradient).into()).value());
     }
 }
 
@@ -52,26 +62,18 @@ pub(crate) struct Gradient<'a, T> {
     pub(crate) bias: Option<&'a mut [T]>,
 }
 
-impl<T: Number> Gradient<'_, T> {
+impl<T: Kernels> Gradient<'_, T> {
     /// Adds the sums of the only chain.
-    pub(crate) fn add(self, dgain: &[T], dbias: &[T]) {
-        let add = |gradient: &mut [T], sums: &[T]| {
-            gradient.iter_mut().zip(sums).for_each(|(gradient, &sum)| *gradient += sum);
-        };
-        self.gain.into_iter().for_each(|gain| add(gain, dgain));
-        self.bias.into_iter().for_each(|bias| add(bias, dbias));
+    pub(crate) fn add(self, level: Level, dgain: &[T], dbias: &[T]) {
+        self.gain.into_iter().for_each(|gain| T::add_to(level, gain, dgain));
+        self.bias.into_iter().for_each(|bias| T::add_to(level, bias, dbias));
     }
 
     /// Adds the sums of all blocks: those by the gain, then those by the bias.
-    pub(crate) fn add_wide(self, total: &[T::Wide]) {
-        let add = |gradient: &mut [T], sums: &[T::Wide]| {
-            for (gradient, sum) in gradient.iter_mut().zip(sums) {
-                *gradient = T::from_f64(sum.add((*gradient).into()).value());
-            }
-        };
+    pub(crate) fn add_wide(self, level: Level, total: &[T::Wide]) {
         let (dgain, dbias) = total.split_at(total.len() / 2);
-        self.gain.into_iter().for_each(|gain| add(gain, dgain));
-        self.bias.into_iter().for_each(|bias| add(bias, dbias));
+        self.gain.into_iter().for_each(|gain| T::add_wide(level, gain, dgain));
+        self.bias.into_iter().for_each(|bias| T::add_wide(level, bias, dbias));
     }
 
     /// Those of some of the columns.

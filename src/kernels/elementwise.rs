@@ -53,6 +53,18 @@ pub(crate) fn add_to<S: Simd, T: Number>(simd: S, to: &mut [T], terms: &[T]) {
     }
 }
 
+/// to += 0: what is −0 becomes 0.
+#[simd]
+pub(crate) fn add_zero<S: Simd, T: Number>(simd: S, to: &mut [T]) {
+    update(
+        simd,
+        to,
+        [],
+        #[inline(always)]
+        |to, []| to + splat(simd, T::zero()),
+    );
+}
+
 /// product = a ⊙ b
 #[simd]
 pub(crate) fn multiply<S: Simd, T: Number>(simd: S, a: &[T], b: &[T], product: &mut [T]) {
@@ -67,7 +79,7 @@ pub(crate) fn multiply<S: Simd, T: Number>(simd: S, a: &[T], b: &[T], product: &
 
 /// x̂ = (y − bias)/gain
 #[simd]
-pub(crate) fn normalized<S: Simd, T: Number>(simd: S, layer: Layer<'_, T>, y: &[T], normalized: &mut [T]) {
+pub(crate) fn normalized<S: Simd, T: Number>(simd: S, layer: &Layer<'_, T>, y: &[T], normalized: &mut [T]) {
     let features = layer.features;
     for (y, normalized) in y.chunks_exact(features).zip(normalized.chunks_exact_mut(features)) {
         for at in blocks::<T>(features) {

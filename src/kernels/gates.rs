@@ -232,7 +232,7 @@ pub(crate) fn norm<S: Simd, T: Number>(
     y: &mut [T],
     saved: Option<SavedRows<'_, T>>,
 ) {
-    normalize::forward(simd, *layer, false, x, y, saved);
+    normalize::forward(simd, layer, false, x, y, saved);
 }
 
 /// dx of y = LN(x) of one row; adds to the columns.
@@ -248,7 +248,7 @@ pub(crate) fn norm_back<S: Simd, T: Number>(
     dgain: &mut [T],
     dbias: &mut [T],
 ) {
-    backward(simd, *layer, Place::Core, kept, x, dy, dx, &mut Columns { dgain, dbias });
+    backward(simd, layer, Place::Core, kept, x, dy, dx, &mut Columns { dgain, dbias });
 }
 
 /// sums += terms

@@ -117,7 +117,7 @@ const LAST_TILE: usize = 72;
 #[inline(always)]
 pub(crate) fn forward<S: Simd, T: Number>(
     simd: S,
-    layer: Layer<'_, T>,
+    layer: &Layer<'_, T>,
     streams: bool,
     x: &[T],
     y: &mut [T],
@@ -138,7 +138,7 @@ pub(crate) fn forward<S: Simd, T: Number>(
 #[inline(always)]
 fn all_rows<S: Simd, T: Number, const CENTRED: bool>(
     simd: S,
-    layer: Layer<'_, T>,
+    layer: &Layer<'_, T>,
     streams: bool,
     x: &[T],
     y: &mut [T],
@@ -171,14 +171,14 @@ fn all_rows<S: Simd, T: Number, const CENTRED: bool>(
 #[inline(never)]
 fn groups<S: Simd, T: Number, const R: usize, const P: usize, const CENTRED: bool>(
     simd: S,
-    layer: Layer<'_, T>,
+    layer: &Layer<'_, T>,
     x: &[T],
     y: &mut [T],
     saved: &mut Option<SavedRows<'_, T>>,
     rows: Range<usize>,
     ahead: bool,
 ) -> usize {
-    let Layer { features, spread, .. } = layer;
+    let &Layer { features, spread, .. } = layer;
     let (mut first, end) = (rows.start, rows.end);
     if rows.is_empty() {
         return end;
@@ -261,7 +261,7 @@ impl<T: Number, const R: usize> Group<T, R> {
     pub(crate) fn end<S: Simd>(
         &self,
         simd: S,
-        layer: Layer<'_, T>,
+        layer: &Layer<'_, T>,
         count: usize,
         x: &[T],
         y: &mut [T],
@@ -300,7 +300,7 @@ fn save<T: Number>(saved: &mut Option<SavedRows<'_, T>>, row: usize, statistics:
 #[inline(always)]
 pub(crate) fn end_row<S: Simd, T: Number>(
     simd: S,
-    layer: Layer<'_, T>,
+    layer: &Layer<'_, T>,
     statistics: &Statistics<T>,
     x: &[T],
     y: &mut [T],
@@ -318,7 +318,7 @@ pub(crate) fn end_row<S: Simd, T: Number>(
 #[simd]
 pub(crate) fn normalize<S: Simd, T: Number>(
     simd: S,
-    layer: Layer<'_, T>,
+    layer: &Layer<'_, T>,
     statistics: &Statistics<T>,
     start: usize,
     x: &[T],
@@ -338,7 +338,7 @@ pub(crate) fn normalize<S: Simd, T: Number>(
 #[inline(never)]
 fn careful_row<S: Simd, T: Number>(
     simd: S,
-    layer: Layer<'_, T>,
+    layer: &Layer<'_, T>,
     x: &[T],
     y: &mut [T],
     saved: &mut Option<SavedRows<'_, T>>,
@@ -359,7 +359,7 @@ fn careful_row<S: Simd, T: Number>(
 #[simd]
 pub(crate) fn normalize_any<S: Simd, T: Number>(
     simd: S,
-    layer: Layer<'_, T>,
+    layer: &Layer<'_, T>,
     row: &Rescaled<T>,
     start: usize,
     x: &[T],
@@ -378,7 +378,7 @@ pub(crate) fn normalize_any<S: Simd, T: Number>(
 #[inline(never)]
 pub(crate) fn normalize_rescaled<S: Simd, T: Number>(
     simd: S,
-    layer: Layer<'_, T>,
+    layer: &Layer<'_, T>,
     rescued: &Rescaled<T>,
     start: usize,
     x: &[T],

@@ -49,7 +49,7 @@ fn part<T>(array: &[T], at: Range<usize>) -> &[T] {
 #[simd]
 pub(crate) fn forward<S: Simd, T: Number, const R: usize>(
     simd: S,
-    layer: Layer<'_, T>,
+    layer: &Layer<'_, T>,
     place: Place,
     [x, mask, residual]: [&[T]; 3],
     [y, sum]: [&mut [T]; 2],
@@ -91,7 +91,7 @@ pub(crate) fn forward<S: Simd, T: Number, const R: usize>(
 #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
 pub(crate) fn backward<S: Simd, T: Number, const R: usize>(
     simd: S,
-    layer: Layer<'_, T>,
+    layer: &Layer<'_, T>,
     place: Place,
     kept: KeptRows<'_, T>,
     [sum, dy, dsum, mask]: [&[T]; 4],

@@ -68,7 +68,7 @@ impl<'a, T: Number> Block<'a, T> {
 #[simd]
 pub(crate) fn jvp<S: Simd, T: Number>(
     simd: S,
-    layer: Layer<'_, T>,
+    layer: &Layer<'_, T>,
     kept: KeptRows<'_, T>,
     x: &[T],
     direction: Direction<'_, T>,
@@ -77,16 +77,16 @@ pub(crate) fn jvp<S: Simd, T: Number>(
     let features = layer.features;
     for i in 0..kept.mean.len() {
         let at = i * features;
-        let row = Row::rescaled(simd, &layer, &kept, i, &x[at..at + features]);
+        let row = Row::rescaled(simd, layer, &kept, i, &x[at..at + features]);
         let mut sums = [T::Wide::default(); 2];
         for block in blocks::<T>(features) {
             let x = &x[at + block.start..at + block.end];
-            sums = joined(sums, sums_along(simd, &row, x, &Block::new(&layer, &direction, at, &block)));
+            sums = joined(sums, sums_along(simd, &row, x, &Block::new(layer, &direction, at, &block)));
         }
-        let p = Projection::new(&row, &layer, sums);
+        let p = Projection::new(&row, layer, sums);
         for block in blocks::<T>(features) {
             let (x, y) = (&x[at + block.start..at + block.end], &mut y_tangent[at + block.start..at + block.end]);
-            write_tangent(simd, &row, row.scale(simd), p, x, &Block::new(&layer, &direction, at, &block), y);
+            write_tangent(simd, &row, row.scale(simd), p, x, &Block::new(layer, &direction, at, &block), y);
         }
     }
 }
@@ -104,7 +104,7 @@ struct Outputs<'a, T> {
 #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
 pub(crate) fn double_backward<S: Simd, T: Number>(
     simd: S,
-    layer: Layer<'_, T>,
+    layer: &Layer<'_, T>,
     kept: KeptRows<'_, T>,
     x: &[T],
     dy: &[T],
@@ -116,13 +116,13 @@ pub(crate) fn double_backward<S: Simd, T: Number>(
     let features = layer.features;
     for i in 0..kept.mean.len() {
         let at = i * features;
-        let row = Row::rescaled(simd, &layer, &kept, i, &x[at..at + features]);
+        let row = Row::rescaled(simd, layer, &kept, i, &x[at..at + features]);
         let mut sums = [T::Wide::default(); 7];
         for block in blocks::<T>(features) {
             let (x, dy) = (&x[at + block.start..at + block.end], &dy[at + block.start..at + block.end]);
-            sums = joined(sums, sums_of_all(simd, &row, x, dy, &Block::new(&layer, &direction, at, &block)));
+            sums = joined(sums, sums_of_all(simd, &row, x, dy, &Block::new(layer, &direction, at, &block)));
         }
-        let coefficients = Coefficients::new(&row, &layer, sums);
+        let coefficients = Coefficients::new(&row, layer, sums);
         for block in blocks::<T>(features) {
             let of_row = at + block.start..at + block.end;
             let (x, dy) = (&x[of_row.clone()], &dy[of_row.clone()]);
@@ -135,7 +135,7 @@ pub(crate) fn double_backward<S: Simd, T: Number>(
                 &coefficients,
                 x,
                 dy,
-                &Block::new(&layer, &direction, at, &block),
+                &Block::new(layer, &direction, at, &block),
                 outputs,
             );
         }

@@ -49,7 +49,7 @@ const fn few(rows: usize) -> usize {
 #[simd]
 pub(crate) fn forward<S: Simd, T: Number, const R: usize>(
     simd: S,
-    layer: Layer<'_, T>,
+    layer: &Layer<'_, T>,
     place: Place,
     x: &[T],
     y: &mut [T],
@@ -66,10 +66,10 @@ pub(crate) fn forward<S: Simd, T: Number, const R: usize>(
         let count = R.min(rows - first);
         let at = first * features..(first + count) * features;
         let group = if x.len() - at.start >= span(R, features) {
-            normalize_group::<S, T, R>(simd, &layer, count, &x[at.start..], &mut y[at.start..])
+            normalize_group::<S, T, R>(simd, layer, count, &x[at.start..], &mut y[at.start..])
         } else {
             x_copy[..at.len()].copy_from_slice(&x[at.clone()]);
-            let group = normalize_group(simd, &layer, count, x_copy, y_copy);
+            let group = normalize_group(simd, layer, count, x_copy, y_copy);
             y[at.clone()].copy_from_slice(&y_copy[..at.len()]);
             group
         };
@@ -125,7 +125,7 @@ fn normalize_group<S: Simd, T: Number, const R: usize>(
 #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
 pub(crate) fn backward<S: Simd, T: Number, const R: usize>(
     simd: S,
-    layer: Layer<'_, T>,
+    layer: &Layer<'_, T>,
     place: Place,
     kept: KeptRows<'_, T>,
     x: &[T],
@@ -149,11 +149,11 @@ pub(crate) fn backward<S: Simd, T: Number, const R: usize>(
         let kept = kept.rows(first..first + count);
         if x.len() - at.start >= span(R, features) {
             let (x, dy, dx) = (&x[at.start..], &dy[at.start..], &mut dx[at.start..]);
-            backward_group::<S, T, R>(simd, &layer, &kept, x, dy, dx, sums);
+            backward_group::<S, T, R>(simd, layer, &kept, x, dy, dx, sums);
         } else {
             x_copy[..at.len()].copy_from_slice(&x[at.clone()]);
             dy_copy[..at.len()].copy_from_slice(&dy[at.clone()]);
-            backward_group::<S, T, R>(simd, &layer, &kept, x_copy, dy_copy, dx_copy, sums);
+            backward_group::<S, T, R>(simd, layer, &kept, x_copy, dy_copy, dx_copy, sums);
             dx[at.clone()].copy_from_slice(&dx_copy[..at.len()]);
         }
     }
@@ -279,7 +279,7 @@ mod tests {
         simd: S,
         here: bool,
         place: Place,
-        layer: Layer<'_, T>,
+        layer: &Layer<'_, T>,
         x: &[T],
         dy: &[T],
     ) -> Outcome<T> {
@@ -342,7 +342,7 @@ mod tests {
                 .collect();
             let bias: Vec<_> = (0..features).map(|i| if i % 2 == 0 { -T::zero() } else { number(i, 43) }).collect();
             let eps = if rows % 2 == 0 { 0.0 } else { 1e-5 };
-            let layer = Layer {
+            let layer = &Layer {
                 features,
                 gain: (rows % 3 > 0).then_some(&gain),
                 bias: (rows % 4 > 0).then_some(&bias),

@@ -26,7 +26,7 @@ use crate::simd::{Vector, splat};
 #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
 pub(crate) fn backward<S: Simd, T: Number>(
     simd: S,
-    layer: Layer<'_, T>,
+    layer: &Layer<'_, T>,
     kept: KeptRows<'_, T>,
     gain: &[T],
     v: &[T],
@@ -38,7 +38,7 @@ pub(crate) fn backward<S: Simd, T: Number>(
     let n = features as f64;
     let rows = v.chunks_exact(features).zip(dw.chunks_exact(features)).zip(dv.chunks_exact_mut(features));
     for (i, ((v, dw), dv)) in rows.enumerate() {
-        let row = Row::rescaled(simd, &layer, &kept, i, v);
+        let row = Row::rescaled(simd, layer, &kept, i, v);
         let mut sum = [T::Wide::default()];
         for at in blocks::<T>(features) {
             sum = joined(sum, dot(simd, &row, &v[at.clone()], &dw[at]));

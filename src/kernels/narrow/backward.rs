@@ -12,11 +12,11 @@ use crate::number::Number;
 use crate::simd::{Prefetch, TURNS, Tail, is_avx2, splat, tree};
 
 /// [`backward::backward`], and rows of 1 to 10 vectors here; `R` is the number of lanes.
-#[simd]
+#[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
 pub(crate) fn backward<S: Simd, T: Number, const R: usize>(
     simd: S,
-    layer: Layer<'_, T>,
+    layer: &Layer<'_, T>,
     place: Place,
     kept: KeptRows<'_, T>,
     x: &[T],
@@ -28,17 +28,14 @@ pub(crate) fn backward<S: Simd, T: Number, const R: usize>(
     let vectors = features.div_ceil(T::LANES);
     // Gain, dgain and dbias should not be many more than the registers hold.
     let most = const { if S::f32s::LEN < 16 { 5 } else { 10 } };
-    if const { S::f32s::LEN < 8 } || features < T::LANES || vectors > most || !kept.are_plain() {
-        return backward::backward(simd, layer, place, kept, x, dy, dx, columns);
-    }
     let streams = place == Place::Memory;
-    if streams && matches!(vectors, 2 | 3) {
-        return backward::backward(simd, layer, place, kept, x, dy, dx, columns);
-    }
-    let done = if layer.spread.centred {
-        all_groups::<S, T, R, true>(simd, &layer, streams, &kept, x, dy, dx, columns)
+    let narrow = features >= T::LANES && vectors <= most && !(streams && matches!(vectors, 2 | 3));
+    let done = if const { S::f32s::LEN < 8 } || !narrow || !kept.are_plain() {
+        0
+    } else if layer.spread.centred {
+        all_groups::<S, T, R, true>(simd, layer, streams, &kept, x, dy, dx, columns)
     } else {
-        all_groups::<S, T, R, false>(simd, &layer, streams, &kept, x, dy, dx, columns)
+        all_groups::<S, T, R, false>(simd, layer, streams, &kept, x, dy, dx, columns)
     };
     let rest = done * features..;
     let kept = kept.rows(done..kept.mean.len());

@@ -18,7 +18,7 @@ const LONGEST: usize = 224 * 1024;
 #[inline(always)]
 pub(crate) fn forward<S: Simd, T: Number, const R: usize>(
     simd: S,
-    layer: Layer<'_, T>,
+    layer: &Layer<'_, T>,
     place: Place,
     x: &[T],
     y: &mut [T],
@@ -83,13 +83,13 @@ pub(crate) fn forward<S: Simd, T: Number, const R: usize>(
 #[inline(never)]
 fn groups<S: Simd, T: Number, const R: usize, const N: usize>(
     simd: S,
-    layer: Layer<'_, T>,
+    layer: &Layer<'_, T>,
     x: &[T],
     y: &mut [T],
     saved: &mut Option<SavedRows<'_, T>>,
     ahead: bool,
 ) -> usize {
-    let Layer { features, spread, .. } = layer;
+    let &Layer { features, spread, .. } = layer;
     let tail = Tail::new(simd, features);
     let gain = vectors::<S, T, N>(simd, features, layer.gain(0, features), 0);
     let bias = vectors::<S, T, N>(simd, features, layer.bias(0, features), 0);
@@ -124,12 +124,12 @@ fn groups<S: Simd, T: Number, const R: usize, const N: usize>(
 #[inline(never)]
 fn interleaved<S: Simd, T: Number, const R: usize, const N: usize>(
     simd: S,
-    layer: Layer<'_, T>,
+    layer: &Layer<'_, T>,
     x: &[T],
     y: &mut [T],
     saved: &mut Option<SavedRows<'_, T>>,
 ) -> usize {
-    let Layer { features, spread, .. } = layer;
+    let &Layer { features, spread, .. } = layer;
     let tail = Tail::new(simd, features);
     let gain = vectors::<S, T, N>(simd, features, layer.gain(0, features), 0);
     let bias = vectors::<S, T, N>(simd, features, layer.bias(0, features), 0);

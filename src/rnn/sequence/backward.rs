@@ -12,7 +12,7 @@
 use ndarray::{ArrayView3, ArrayViewMut3, Axis, Slice};
 
 use crate::element::Element;
-use crate::kernels::columns::{CHAIN, join_block};
+use crate::kernels::columns::CHAIN;
 use crate::kernels::gates::StepBack;
 use crate::matmul::{Into, Matrix};
 use crate::number::{Number, Wide};
@@ -137,7 +137,7 @@ pub(crate) fn backward<T: Element, C: Cell<T>>(
             d_state.copy_from(dh, dc);
         });
         let (total, others) = sums.split_at_mut(columns);
-        others.chunks_exact(columns).for_each(|block| join_block(total, block));
+        others.chunks_exact(columns).for_each(|block| T::join_block(cell.base().level, total, block));
         add_columns(grad, total);
     });
 }
