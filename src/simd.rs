@@ -143,6 +143,18 @@ impl<'a, T> Prefetch<'a, T> {
         Self::these(array).skip(start + DISTANCE / size_of::<T>())
     }
 
+    /// For who reads these arrays from element `start` on; asks for nothing, if not `ask`.
+    #[inline(always)]
+    pub(crate) fn of_all<const A: usize>(ask: bool, arrays: [&'a [T]; A], start: usize) -> [Self; A] {
+        let mut all = [Self::NONE; A];
+        if ask {
+            for a in 0..A {
+                all[a] = Self::new(arrays[a], start);
+            }
+        }
+        all
+    }
+
     /// For who reads something else, one element for each of these.
     #[inline(always)]
     pub(crate) fn these(elements: &'a [T]) -> Self {

@@ -48,6 +48,7 @@
 //! Measured: every f32 from 2^−30 to 128 and its negative, ten million f64.
 
 use fearless_simd::{Bytes, Select, Simd, SimdBase, SimdFloat};
+use fearless_simd_macros::simd;
 
 use crate::number::Number;
 use crate::simd::{Vector, splat};
@@ -63,21 +64,49 @@ pub(crate) fn exp<S: Simd, T: Number>(simd: S, x: Vector<S, T>) -> Vector<S, T> 
 /// σ(x) = 1/(1 + e^−x): 0 and 1 at the infinities, NaN for NaN. Off by 2.6 ulp at most, subnormal results included.
 #[inline(always)]
 pub(crate) fn sigmoid<S: Simd, T: Number>(simd: S, x: Vector<S, T>) -> Vector<S, T> {
-    let (zero, one) = (splat(simd, T::zero()), splat(simd, T::one()));
-    let z = exp_of_low::<S, T>(simd, -x.abs());
-    x.simd_lt(zero).select(z, one) / (one + z)
+    called(
+        simd,
+        x,
+        #[inline(always)]
+        |x| {
+            let (zero, one) = (splat(simd, T::zero()), splat(simd, T::one()));
+            let z = exp_of_low::<S, T>(simd, -x.abs());
+            x.simd_lt(zero).select(z, one) / (one + z)
+        },
+    )
 }
 
 /// tanh x, ±1 at the infinities, NaN for NaN. Off by 2.7 ulp at most; tanh(−x) = −tanh x, and tanh x = x for a tiny x
 /// and ±0.
 #[inline(always)]
 pub(crate) fn tanh<S: Simd, T: Number>(simd: S, x: Vector<S, T>) -> Vector<S, T> {
-    let one = splat(simd, T::one());
-    let twice = x.abs() * (-T::one() - T::one());
-    let (biased, m) = reduce::<S, T>(simd, at_least(simd, twice, T::EXPONENTIAL.negligible), T::EXPONENTIAL.bias);
-    let power = exponent_field::<S, T>(biased);
-    let t = power * m;
-    (((one - power) - t) / ((one + power) + t)).copysign(x)
+    called(
+        simd,
+        x,
+        #[inline(always)]
+        |x| {
+            let one = splat(simd, T::one());
+            let twice = x.abs() * (-T::one() - T::one());
+            let twice = at_least(simd, twice, T::EXPONENTIAL.negligible);
+            let (biased, m) = reduce::<S, T>(simd, twice, T::EXPONENTIAL.bias);
+            let power = exponent_field::<S, T>(biased);
+            let t = power * m;
+            (((one - power) - t) / ((one + power) + t)).copysign(x)
+        },
+    )
+}
+
+/// f(x), by a call where registers are narrow: what a cell computes of a vector is thousands of instructions there, and the
+/// scalar fallback would take ten minutes to compile them.
+#[inline(always)]
+fn called<S: Simd, V>(simd: S, x: V, f: impl FnOnce(V) -> V) -> V {
+    if const { S::f32s::LEN < 8 } { apart(simd, x, f) } else { f(x) }
+}
+
+#[simd]
+#[inline(never)]
+fn apart<S: Simd, V>(_simd: S, x: V, f: impl FnOnce(V) -> V) -> V {
+    f(x)
 }
 
 /// e^x of an x that is not above `infinite`.
@@ -120,7 +149,6 @@ fn exponent_field<S: Simd, T: Number>(bits: T::VectorBits<S>) -> Vector<S, T> {
 #[cfg(test)]
 mod tests {
     use fearless_simd::{Level, dispatch};
-    use fearless_simd_macros::simd;
     use textbook::Double;
 
     use super::*;

@@ -143,14 +143,7 @@ fn groups<S: Simd, T: Number, const R: usize, const P: usize, const CENTRED: boo
         (x.split_off(..group_len), dy.split_off(..group_len), dx.split_off_mut(..group_len))
     {
         let mut group = Group::<T, R>::new(kept, first);
-        let prefetch = if ASK {
-            all.map(
-                #[inline(always)]
-                |array| Prefetch::new(array, first * features),
-            )
-        } else {
-            [Prefetch::NONE; 2]
-        };
+        let prefetch = Prefetch::of_all(ASK, all, first * features);
         if features <= T::BLOCK {
             group.sum_blocks::<S, P, CENTRED>(simd, &tail, layer, x, dy, columns, prefetch);
             group.write::<S, CENTRED>(simd, &tail, gain, features, 0, x, dy, dx);

@@ -60,14 +60,7 @@ pub(crate) fn forward<S: Simd, T: Number, const R: usize>(
     let near = if asks { ASKED_FOR } else { NEAR };
     let all = [x, mask, residual];
     for rows in some_rows::<T>(near, x.len() / features, features) {
-        let prefetch = if asks {
-            all.map(
-                #[inline(always)]
-                |array| Prefetch::new(array, rows.start * features),
-            )
-        } else {
-            [Prefetch::NONE; 3]
-        };
+        let prefetch = Prefetch::of_all(asks, all, rows.start * features);
         let at = rows.start * features..rows.end * features;
         let (sum, y) = (&mut sum[at.clone()], &mut y[at.clone()]);
         let (x, mask, residual) = (&x[at.clone()], part(mask, at.clone()), &residual[at]);

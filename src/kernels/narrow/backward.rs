@@ -43,6 +43,8 @@ pub(crate) fn backward<S: Simd, T: Number, const R: usize>(
 }
 
 /// [`groups`] of as many vectors as a row has. `CENTRED`: as in [`sums`](crate::kernels::passes::sums).
+///
+/// What AVX2 does not come to is known when it is compiled, and left out.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
 fn all_groups<S: Simd, T: Number, const R: usize, const CENTRED: bool>(
@@ -55,25 +57,33 @@ fn all_groups<S: Simd, T: Number, const R: usize, const CENTRED: bool>(
     dx: &mut [T],
     columns: &mut Columns<'_, T>,
 ) -> usize {
-    let groups = match layer.features.div_ceil(T::LANES) {
-        1 if streams => groups::<S, T, 2, 1, CENTRED>,
-        4 if streams => groups::<S, T, 4, 4, CENTRED>,
-        5 if streams => groups::<S, T, 2, 5, CENTRED>,
-        6 if streams => groups::<S, T, 2, 6, CENTRED>,
-        7 if streams => groups::<S, T, 2, 7, CENTRED>,
-        8 if streams => groups::<S, T, 2, 8, CENTRED>,
-        9 if streams => groups::<S, T, 2, 9, CENTRED>,
-        10 if streams => groups::<S, T, 2, 10, CENTRED>,
-        1 => groups::<S, T, R, 1, CENTRED>,
-        2 => groups::<S, T, R, 2, CENTRED>,
-        3 => groups::<S, T, R, 3, CENTRED>,
-        4 => groups::<S, T, R, 4, CENTRED>,
-        5 => groups::<S, T, R, 5, CENTRED>,
-        6 => groups::<S, T, R, 6, CENTRED>,
-        7 => groups::<S, T, R, 7, CENTRED>,
-        8 => groups::<S, T, R, 8, CENTRED>,
-        9 => groups::<S, T, R, 9, CENTRED>,
-        _ => groups::<S, T, R, 10, CENTRED>,
+    let vectors = layer.features.div_ceil(T::LANES);
+    let groups = if streams {
+        match vectors {
+            1 => groups::<S, T, 2, 1, CENTRED>,
+            4 => groups::<S, T, 4, 4, CENTRED>,
+            _ if const { is_avx2::<S>() } => groups::<S, T, 2, 5, CENTRED>,
+            5 => groups::<S, T, 2, 5, CENTRED>,
+            6 => groups::<S, T, 2, 6, CENTRED>,
+            7 => groups::<S, T, 2, 7, CENTRED>,
+            8 => groups::<S, T, 2, 8, CENTRED>,
+            9 => groups::<S, T, 2, 9, CENTRED>,
+            _ => groups::<S, T, 2, 10, CENTRED>,
+        }
+    } else {
+        match vectors {
+            1 => groups::<S, T, R, 1, CENTRED>,
+            2 => groups::<S, T, R, 2, CENTRED>,
+            3 => groups::<S, T, R, 3, CENTRED>,
+            4 => groups::<S, T, R, 4, CENTRED>,
+            _ if const { is_avx2::<S>() } => groups::<S, T, R, 5, CENTRED>,
+            5 => groups::<S, T, R, 5, CENTRED>,
+            6 => groups::<S, T, R, 6, CENTRED>,
+            7 => groups::<S, T, R, 7, CENTRED>,
+            8 => groups::<S, T, R, 8, CENTRED>,
+            9 => groups::<S, T, R, 9, CENTRED>,
+            _ => groups::<S, T, R, 10, CENTRED>,
+        }
     };
     groups(simd, layer, kept, x, dy, dx, columns)
 }
@@ -111,14 +121,7 @@ fn groups<S: Simd, T: Number, const R: usize, const N: usize, const CENTRED: boo
     let inputs = x.chunks_exact(R * features).zip(dy.chunks_exact(R * features));
     for ((x, dy), dx) in inputs.zip(dx.chunks_exact_mut(R * features)) {
         let mut group = Group::<T, R>::new(kept, first);
-        let prefetch = if const { asks_ahead::<S, T, R, N>() } {
-            all.map(
-                #[inline(always)]
-                |array| Prefetch::new(array, first * features),
-            )
-        } else {
-            [Prefetch::NONE; 2]
-        };
+        let prefetch = Prefetch::of_all(const { asks_ahead::<S, T, R, N>() }, all, first * features);
         let (mut q, mut qd) = ([zero; R], [zero; R]);
         for r in 0..R {
             let row = Lanes::new(simd, &group.row(r));

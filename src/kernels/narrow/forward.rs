@@ -5,7 +5,7 @@ use fearless_simd_macros::simd;
 
 use crate::kernels::ahead;
 use crate::kernels::group::Group;
-use crate::kernels::moments::{Spread, near_means};
+use crate::kernels::moments::near_means;
 use crate::kernels::narrow::{at, vectors};
 use crate::kernels::normalize::{self, Lanes, Layer, Place, SavedRows};
 use crate::number::Number;
@@ -33,46 +33,75 @@ pub(crate) fn forward<S: Simd, T: Number, const R: usize>(
     let done = if const { S::f32s::LEN < 8 } || layer.features < T::LANES || vectors > most {
         // Narrow registers do not hold a row.
         0
-    } else if const { is_avx2::<S>() } && (streams || vectors == 1) {
-        let interleaved = match vectors {
-            1 => interleaved::<S, T, 8, 1>,
-            2 => interleaved::<S, T, 4, 2>,
-            3 => interleaved::<S, T, 4, 3>,
-            4 => interleaved::<S, T, 4, 4>,
-            5 => interleaved::<S, T, 4, 5>,
-            6 => interleaved::<S, T, 4, 6>,
-            7 => interleaved::<S, T, 4, 7>,
-            _ => interleaved::<S, T, 4, 8>,
-        };
-        interleaved(simd, layer, x, y, &mut saved)
+    } else if layer.spread.centred {
+        all_groups::<S, T, R, true>(simd, layer, streams, x, y, &mut saved)
     } else {
-        let groups = match vectors {
-            1 => groups::<S, T, R, 1>,
-            2 => groups::<S, T, R, 2>,
-            3 => groups::<S, T, R, 3>,
-            4 => groups::<S, T, R, 4>,
-            5 if streams => groups::<S, T, 4, 5>,
-            6 if streams => groups::<S, T, 4, 6>,
-            7 if streams => groups::<S, T, 2, 7>,
-            8 if streams => groups::<S, T, 2, 8>,
-            9 if streams => groups::<S, T, 2, 9>,
-            10 if streams => groups::<S, T, 2, 10>,
-            11 if streams => groups::<S, T, 2, 11>,
-            12 if streams => groups::<S, T, 2, 12>,
-            5 => groups::<S, T, R, 5>,
-            6 => groups::<S, T, R, 6>,
-            7 => groups::<S, T, R, 7>,
-            8 => groups::<S, T, R, 8>,
-            9 => groups::<S, T, R, 9>,
-            10 => groups::<S, T, R, 10>,
-            11 => groups::<S, T, R, 11>,
-            _ => groups::<S, T, R, 12>,
-        };
-        groups(simd, layer, x, y, &mut saved, !streams)
+        all_groups::<S, T, R, false>(simd, layer, streams, x, y, &mut saved)
     };
     let rest = done * layer.features..;
     let saved = saved.map(|saved| saved.split(done).1);
     normalize::forward(simd, layer, streams, &x[rest.clone()], &mut y[rest], saved);
+}
+
+/// [`groups`] or [`interleaved`] of as many vectors as a row has. `CENTRED`: as in [`normalize::write`].
+///
+/// What AVX2 does not come to is known when it is compiled, and left out.
+#[inline(always)]
+fn all_groups<S: Simd, T: Number, const R: usize, const CENTRED: bool>(
+    simd: S,
+    layer: &Layer<'_, T>,
+    streams: bool,
+    x: &[T],
+    y: &mut [T],
+    saved: &mut Option<SavedRows<'_, T>>,
+) -> usize {
+    let vectors = layer.features.div_ceil(T::LANES);
+    if const { is_avx2::<S>() } && (streams || vectors == 1) {
+        let interleaved = match vectors {
+            1 => interleaved::<S, T, 8, 1, CENTRED>,
+            2 => interleaved::<S, T, 4, 2, CENTRED>,
+            3 => interleaved::<S, T, 4, 3, CENTRED>,
+            4 => interleaved::<S, T, 4, 4, CENTRED>,
+            5 => interleaved::<S, T, 4, 5, CENTRED>,
+            6 => interleaved::<S, T, 4, 6, CENTRED>,
+            7 => interleaved::<S, T, 4, 7, CENTRED>,
+            _ => interleaved::<S, T, 4, 8, CENTRED>,
+        };
+        return interleaved(simd, layer, x, y, saved);
+    }
+    let groups = if const { is_avx2::<S>() } || !streams {
+        match vectors {
+            1 => groups::<S, T, R, 1, CENTRED>,
+            2 => groups::<S, T, R, 2, CENTRED>,
+            3 => groups::<S, T, R, 3, CENTRED>,
+            4 => groups::<S, T, R, 4, CENTRED>,
+            5 => groups::<S, T, R, 5, CENTRED>,
+            6 => groups::<S, T, R, 6, CENTRED>,
+            7 => groups::<S, T, R, 7, CENTRED>,
+            8 => groups::<S, T, R, 8, CENTRED>,
+            9 => groups::<S, T, R, 9, CENTRED>,
+            _ if const { is_avx2::<S>() } => groups::<S, T, R, 10, CENTRED>,
+            10 => groups::<S, T, R, 10, CENTRED>,
+            11 => groups::<S, T, R, 11, CENTRED>,
+            _ => groups::<S, T, R, 12, CENTRED>,
+        }
+    } else {
+        match vectors {
+            1 => groups::<S, T, R, 1, CENTRED>,
+            2 => groups::<S, T, R, 2, CENTRED>,
+            3 => groups::<S, T, R, 3, CENTRED>,
+            4 => groups::<S, T, R, 4, CENTRED>,
+            5 => groups::<S, T, 4, 5, CENTRED>,
+            6 => groups::<S, T, 4, 6, CENTRED>,
+            7 => groups::<S, T, 2, 7, CENTRED>,
+            8 => groups::<S, T, 2, 8, CENTRED>,
+            9 => groups::<S, T, 2, 9, CENTRED>,
+            10 => groups::<S, T, 2, 10, CENTRED>,
+            11 => groups::<S, T, 2, 11, CENTRED>,
+            _ => groups::<S, T, 2, 12, CENTRED>,
+        }
+    };
+    groups(simd, layer, x, y, saved, !streams)
 }
 
 /// y of groups of `R` rows of `N` vectors, at most a chain of them, the last of which need not be full. Returns the row
@@ -81,7 +110,7 @@ pub(crate) fn forward<S: Simd, T: Number, const R: usize>(
 /// `ahead`: the sample of the rows that follow is taken first, and does not wait for anything of these.
 #[simd]
 #[inline(never)]
-fn groups<S: Simd, T: Number, const R: usize, const N: usize>(
+fn groups<S: Simd, T: Number, const R: usize, const N: usize, const CENTRED: bool>(
     simd: S,
     layer: &Layer<'_, T>,
     x: &[T],
@@ -96,21 +125,21 @@ fn groups<S: Simd, T: Number, const R: usize, const N: usize>(
     let mut to_sample = x.chunks_exact(R * features);
     let mut next = splat(simd, T::zero());
     if ahead && let Some(x) = to_sample.next() {
-        next = near_means_of::<S, T, R, N>(simd, &tail, x, spread);
+        next = near_means_of::<S, T, R, N, CENTRED>(simd, &tail, x);
     }
     let mut first = 0;
     for (x, y) in x.chunks_exact(R * features).zip(y.chunks_exact_mut(R * features)) {
         let mut near = next;
         if let Some(x) = to_sample.next() {
-            next = near_means_of::<S, T, R, N>(simd, &tail, x, spread);
+            next = near_means_of::<S, T, R, N, CENTRED>(simd, &tail, x);
         }
         if !ahead {
             near = next;
         }
-        let sums = partial_sums::<S, T, R, N>(simd, &tail, x, near);
+        let sums = partial_sums::<S, T, R, N, CENTRED>(simd, &tail, x, near);
         let group = Group::<T, R>::of_partial_sums(simd, &tail, x, near, sums, spread);
         for r in 0..R {
-            write_row(simd, features, group.lanes(simd, r), &gain, &bias, x, y, r);
+            write_row::<S, T, N, CENTRED>(simd, features, group.lanes(simd, r), &gain, &bias, x, y, r);
         }
         group.end(simd, layer, R, x, y, saved, first);
         first += R;
@@ -122,7 +151,7 @@ fn groups<S: Simd, T: Number, const R: usize, const N: usize>(
 /// a copy, and no load waits for statistics or, if it was asked for in time, for memory.
 #[simd]
 #[inline(never)]
-fn interleaved<S: Simd, T: Number, const R: usize, const N: usize>(
+fn interleaved<S: Simd, T: Number, const R: usize, const N: usize, const CENTRED: bool>(
     simd: S,
     layer: &Layer<'_, T>,
     x: &[T],
@@ -136,13 +165,13 @@ fn interleaved<S: Simd, T: Number, const R: usize, const N: usize>(
     let all = x;
     let mut inputs = x.chunks_exact(R * features);
     let Some(mut x) = inputs.next() else { return 0 };
-    let mut near = near_means_of::<S, T, R, N>(simd, &tail, x, spread);
-    let mut sums = partial_sums::<S, T, R, N>(simd, &tail, x, near);
+    let mut near = near_means_of::<S, T, R, N, CENTRED>(simd, &tail, x);
+    let mut sums = partial_sums::<S, T, R, N, CENTRED>(simd, &tail, x, near);
     let mut first = 0;
     for y in y.chunks_exact_mut(R * features) {
         // Behind the last group nothing is summed that anybody asks for.
         let next = inputs.next().unwrap_or(x);
-        let next_near = near_means_of::<S, T, R, N>(simd, &tail, next, spread);
+        let next_near = near_means_of::<S, T, R, N, CENTRED>(simd, &tail, next);
         let group = Group::<T, R>::of_partial_sums(simd, &tail, x, near, sums, spread);
         near = next_near;
         let prefetch = Prefetch::new(all, (first + R) * features);
@@ -151,9 +180,10 @@ fn interleaved<S: Simd, T: Number, const R: usize, const N: usize>(
                 prefetch.line(r * features + v * T::LANES);
             }
             let row = &next[r * features..(r + 1) * features];
-            let [[sum], [squares]] = partial_sums::<S, T, 1, N>(simd, &tail, row, splat(simd, near.as_slice()[r]));
+            let [[sum], [squares]] =
+                partial_sums::<S, T, 1, N, CENTRED>(simd, &tail, row, splat(simd, near.as_slice()[r]));
             (sums[0][r], sums[1][r]) = (sum, squares);
-            write_row(simd, features, group.lanes(simd, r), &gain, &bias, x, y, r);
+            write_row::<S, T, N, CENTRED>(simd, features, group.lanes(simd, r), &gain, &bias, x, y, r);
         }
         group.end(simd, layer, R, x, y, saved, first);
         first += R;
@@ -165,7 +195,7 @@ fn interleaved<S: Simd, T: Number, const R: usize, const N: usize>(
 /// y of row `r`.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
-fn write_row<S: Simd, T: Number, const N: usize>(
+fn write_row<S: Simd, T: Number, const N: usize, const CENTRED: bool>(
     simd: S,
     features: usize,
     row: Lanes<Vector<S, T>>,
@@ -177,20 +207,19 @@ fn write_row<S: Simd, T: Number, const N: usize>(
 ) {
     let x = vectors::<S, T, N>(simd, features, x, r);
     for v in 0..N {
-        row.affine::<_, true>(x[v], gain[v], bias[v]).store_slice(&mut y[at::<T, N>(features, r, v)]);
+        row.affine::<_, CENTRED>(x[v], gain[v], bias[v]).store_slice(&mut y[at::<T, N>(features, r, v)]);
     }
 }
 
 /// h of each of `R` rows: [`sample`](crate::kernels::moments::sample) of each.
 #[inline(always)]
-fn near_means_of<S: Simd, T: Number, const R: usize, const N: usize>(
+fn near_means_of<S: Simd, T: Number, const R: usize, const N: usize, const CENTRED: bool>(
     simd: S,
     tail: &Tail<S, T>,
     rows: &[T],
-    spread: Spread,
 ) -> Vector<S, T> {
     let zero = splat(simd, T::zero());
-    if !spread.centred {
+    if !CENTRED {
         return zero;
     }
     let features = tail.len();
@@ -212,7 +241,7 @@ fn near_means_of<S: Simd, T: Number, const R: usize, const N: usize>(
 
 /// The partial sums of s and of q of each of `R` rows: [`partial_sums`](crate::kernels::moments::partial_sums) of each.
 #[inline(always)]
-fn partial_sums<S: Simd, T: Number, const R: usize, const N: usize>(
+fn partial_sums<S: Simd, T: Number, const R: usize, const N: usize, const CENTRED: bool>(
     simd: S,
     tail: &Tail<S, T>,
     rows: &[T],
@@ -227,7 +256,7 @@ fn partial_sums<S: Simd, T: Number, const R: usize, const N: usize>(
         d[N - 1] = tail.keep(d[N - 1], near);
         let mut turns = [(zeros[0], zeros[0]); TURNS];
         for v in 0..N {
-            let d = d[v] - near;
+            let d = if CENTRED { d[v] - near } else { d[v] };
             let (sum, squares) = &mut turns[v % TURNS];
             if v < TURNS {
                 (*sum, *squares) = (d, d * d);
