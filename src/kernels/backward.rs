@@ -33,7 +33,7 @@ use fearless_simd_macros::simd;
 use crate::kernels::blocks::blocks;
 use crate::kernels::kept::{Coefficients, KeptRows, Row, Sums};
 use crate::kernels::normalize::{Layer, Place};
-use crate::kernels::passes::{Columns, Second, sums, sums_alone, write, write_and_add};
+use crate::kernels::passes::{Columns, Second, asked_for, sums, sums_alone, write, write_and_add};
 use crate::number::{Number, times_power_of_two};
 use crate::simd::{Prefetch, Tail, Vector, is_avx2, splat, tree};
 
@@ -67,7 +67,7 @@ pub(crate) fn backward<S: Simd, T: Number>(
     }
     if const { S::f32s::LEN < 8 } {
         // Narrow registers do not hold two rows.
-        groups::<S, T, 1, 1, true, false>(simd, layer, &kept, x, dy, dx, columns, 0..rows);
+        groups::<S, T, 1, 1, true, 0>(simd, layer, &kept, x, dy, dx, columns, 0..rows);
     } else if layer.spread.centred {
         plain_rows::<S, T, true>(simd, layer, place, &kept, x, dy, dx, columns);
     } else {
@@ -100,28 +100,30 @@ fn plain_rows<S: Simd, T: Number, const CENTRED: bool>(
         0
     } else if vectors <= 8 {
         // The reductions are a large part of the work.
-        groups::<S, T, 8, 2, CENTRED, false>(simd, layer, kept, x, dy, dx, columns, 0..rows / 8 * 8)
+        groups::<S, T, 8, 2, CENTRED, 0>(simd, layer, kept, x, dy, dx, columns, 0..rows / 8 * 8)
     } else if vectors <= ALONE {
-        groups::<S, T, 2, 2, CENTRED, false>(simd, layer, kept, x, dy, dx, columns, 0..rows / 2 * 2)
+        groups::<S, T, 2, 2, CENTRED, 0>(simd, layer, kept, x, dy, dx, columns, 0..rows / 2 * 2)
     } else {
         // The columns are a large part of the traffic.
-        groups::<S, T, 4, 4, CENTRED, false>(simd, layer, kept, x, dy, dx, columns, 0..rows / 4 * 4)
+        groups::<S, T, 4, 4, CENTRED, 0>(simd, layer, kept, x, dy, dx, columns, 0..rows / 4 * 4)
     };
-    if const { is_avx2::<S>() } && place != Place::Core {
-        groups::<S, T, 1, 1, CENTRED, true>(simd, layer, kept, x, dy, dx, columns, done..rows);
-    } else {
-        groups::<S, T, 1, 1, CENTRED, false>(simd, layer, kept, x, dy, dx, columns, done..rows);
-    }
+    // Of dx, what is in a cache comes by itself.
+    let groups = match place {
+        Place::Memory if const { is_avx2::<S>() } => groups::<S, T, 1, 1, CENTRED, 3>,
+        Place::Shared if const { is_avx2::<S>() } => groups::<S, T, 1, 1, CENTRED, 2>,
+        _ => groups::<S, T, 1, 1, CENTRED, 0>,
+    };
+    groups(simd, layer, kept, x, dy, dx, columns, done..rows);
 }
 
 /// Rows that need not be rescaled, `R` at a time; `R` divides their number, and `P` divides `R`. Returns the row after
 /// the last.
 ///
-/// `ASK`: what follows in x and dy is asked for before it is read, as in [`ahead`](super::ahead).
+/// `A`: how many arrays of [`asked_for`] are asked for.
 #[simd]
 #[inline(never)]
 #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
-fn groups<S: Simd, T: Number, const R: usize, const P: usize, const CENTRED: bool, const ASK: bool>(
+fn groups<S: Simd, T: Number, const R: usize, const P: usize, const CENTRED: bool, const A: usize>(
     simd: S,
     layer: &Layer<'_, T>,
     kept: &KeptRows<'_, T>,
@@ -143,12 +145,12 @@ fn groups<S: Simd, T: Number, const R: usize, const P: usize, const CENTRED: boo
         (x.split_off(..group_len), dy.split_off(..group_len), dx.split_off_mut(..group_len))
     {
         let mut group = Group::<T, R>::new(kept, first);
-        let prefetch = Prefetch::of_all(ASK, all, first * features);
+        let prefetch = asked_for::<T, A>(all, first * features, dx);
         if features <= T::BLOCK {
-            group.sum_blocks::<S, P, CENTRED>(simd, &tail, layer, x, dy, columns, prefetch);
+            group.sum_blocks::<S, P, CENTRED, A>(simd, &tail, layer, x, dy, columns, prefetch);
             group.write::<S, CENTRED>(simd, &tail, gain, features, 0, x, dy, dx);
         } else {
-            group.sum_long_rows::<S, P, CENTRED>(simd, layer, x, dy, columns, prefetch);
+            group.sum_long_rows::<S, P, CENTRED, A>(simd, layer, x, dy, columns, prefetch);
             for start in (0..features).step_by(T::BLOCK) {
                 let len = (features - start).min(T::BLOCK);
                 group.write::<S, CENTRED>(
@@ -206,7 +208,7 @@ impl<T: Number, const R: usize> Group<T, R> {
     /// The first pass over rows of one block.
     #[inline(always)]
     #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
-    fn sum_blocks<S: Simd, const P: usize, const CENTRED: bool>(
+    fn sum_blocks<S: Simd, const P: usize, const CENTRED: bool, const A: usize>(
         &mut self,
         simd: S,
         tail: &Tail<S, T>,
@@ -214,7 +216,7 @@ impl<T: Number, const R: usize> Group<T, R> {
         x: &[T],
         dy: &[T],
         columns: &mut Columns<'_, T>,
-        prefetch: [Prefetch<'_, T>; 2],
+        prefetch: [Prefetch<'_, T>; A],
     ) {
         let features = layer.features;
         let gain = layer.gain(0, features);
@@ -222,7 +224,7 @@ impl<T: Number, const R: usize> Group<T, R> {
         let (mut q, mut qd) = (zeros, zeros);
         for (i, (x, dy)) in x.chunks_exact(P * features).zip(dy.chunks_exact(P * features)).enumerate() {
             let (x, dy) = (split(x, features, 0, features), split(dy, features, 0, features));
-            let sums = sums::<S, T, P, CENTRED>(simd, tail, gain, &self.rows(i * P), x, dy, columns, prefetch);
+            let sums = sums::<S, T, P, CENTRED, A>(simd, tail, gain, &self.rows(i * P), x, dy, columns, prefetch);
             for r in 0..P {
                 (q[i * P + r], qd[i * P + r]) = sums[r];
             }
@@ -240,14 +242,14 @@ impl<T: Number, const R: usize> Group<T, R> {
 
     /// The first pass over rows of several blocks.
     #[inline(always)]
-    fn sum_long_rows<S: Simd, const P: usize, const CENTRED: bool>(
+    fn sum_long_rows<S: Simd, const P: usize, const CENTRED: bool, const A: usize>(
         &mut self,
         simd: S,
         layer: &Layer<'_, T>,
         x: &[T],
         dy: &[T],
         columns: &mut Columns<'_, T>,
-        prefetch: [Prefetch<'_, T>; 2],
+        prefetch: [Prefetch<'_, T>; A],
     ) {
         let features = layer.features;
         for (i, (x, dy)) in x.chunks_exact(P * features).zip(dy.chunks_exact(P * features)).enumerate() {
@@ -262,7 +264,7 @@ impl<T: Number, const R: usize> Group<T, R> {
                     #[inline(always)]
                     |prefetch| prefetch.skip(start),
                 );
-                let block = sums::<S, T, P, CENTRED>(simd, &tail, gain, &rows, x, dy, columns, prefetch);
+                let block = sums::<S, T, P, CENTRED, A>(simd, &tail, gain, &rows, x, dy, columns, prefetch);
                 for r in 0..P {
                     total[r] = total[r].join(Sums::of_partial::<S, T>(simd, block[r].0, block[r].1));
                 }

@@ -99,14 +99,27 @@ impl<V: Copy, const P: usize, const CENTRED: bool> Turned<V, P, CENTRED> {
     }
 }
 
-/// The first pass over a block of each of `P` rows: their partial sums; adds to `columns`. What follows in x and dy is asked
-/// for meanwhile.
+/// What the first pass asks for meanwhile, the first `A` of these: what follows in x, what follows in dy, and the places of dx,
+/// so that the second pass does not wait for them.
+#[inline(always)]
+pub(crate) fn asked_for<'a, T: Number, const A: usize>(
+    [x, dy]: [&'a [T]; 2],
+    start: usize,
+    dx: &'a [T],
+) -> [Prefetch<'a, T>; A] {
+    let mut asked_for = [Prefetch::NONE; A];
+    asked_for.copy_from_slice(&[Prefetch::new(x, start), Prefetch::new(dy, start), Prefetch::these(dx)][..A]);
+    asked_for
+}
+
+/// The first pass over a block of each of `P` rows: their partial sums; adds to `columns`, and asks for what [`asked_for`]
+/// says.
 ///
 /// `CENTRED`: as the spread of the layer. About 0, no Q is needed, and there is no bias: dbias stays as it was. The bits of
 /// all else are those of both.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
-pub(crate) fn sums<S: Simd, T: Number, const P: usize, const CENTRED: bool>(
+pub(crate) fn sums<S: Simd, T: Number, const P: usize, const CENTRED: bool, const A: usize>(
     simd: S,
     tail: &Tail<S, T>,
     gain: &[T],
@@ -114,7 +127,7 @@ pub(crate) fn sums<S: Simd, T: Number, const P: usize, const CENTRED: bool>(
     x: [&[T]; P],
     dy: [&[T]; P],
     columns: &mut Columns<'_, T>,
-    prefetch: [Prefetch<'_, T>; 2],
+    prefetch: [Prefetch<'_, T>; A],
 ) -> [(Vector<S, T>, Vector<S, T>); P] {
     let zero = splat(simd, T::zero());
     let zeros = [[zero; TURNS]; P];

@@ -7,9 +7,9 @@ use crate::kernels::backward::{self, Group};
 use crate::kernels::kept::KeptRows;
 use crate::kernels::narrow::{at, vectors};
 use crate::kernels::normalize::{Layer, Place};
-use crate::kernels::passes::{Columns, Lanes};
+use crate::kernels::passes::{Columns, Lanes, asked_for};
 use crate::number::Number;
-use crate::simd::{Prefetch, TURNS, Tail, is_avx2, splat, tree};
+use crate::simd::{TURNS, Tail, is_avx2, splat, tree};
 
 /// [`backward::backward`], and rows of 1 to 10 vectors here; `R` is the number of lanes.
 #[inline(always)]
@@ -88,9 +88,9 @@ fn all_groups<S: Simd, T: Number, const R: usize, const CENTRED: bool>(
     groups(simd, layer, kept, x, dy, dx, columns)
 }
 
-/// Whether what follows is asked for: where rows come from memory, and so fewer than `T::LANES` are taken together. Rows of one
+/// Whether [`asked_for`] is asked for: where rows come from memory, and so fewer than `T::LANES` are taken together. Rows of one
 /// vector gain nothing.
-const fn asks_ahead<S: Simd, T: Number, const R: usize, const N: usize>() -> bool {
+const fn asks<S: Simd, T: Number, const R: usize, const N: usize>() -> bool {
     is_avx2::<S>() && R < T::LANES && N > 1
 }
 
@@ -121,7 +121,7 @@ fn groups<S: Simd, T: Number, const R: usize, const N: usize, const CENTRED: boo
     let inputs = x.chunks_exact(R * features).zip(dy.chunks_exact(R * features));
     for ((x, dy), dx) in inputs.zip(dx.chunks_exact_mut(R * features)) {
         let mut group = Group::<T, R>::new(kept, first);
-        let prefetch = Prefetch::of_all(const { asks_ahead::<S, T, R, N>() }, all, first * features);
+        let prefetch = asked_for::<T, 3>(all, first * features, dx);
         let (mut q, mut qd) = ([zero; R], [zero; R]);
         for r in 0..R {
             let row = Lanes::new(simd, &group.row(r));
@@ -130,8 +130,10 @@ fn groups<S: Simd, T: Number, const R: usize, const N: usize, const CENTRED: boo
             dy[N - 1] = tail.keep(dy[N - 1], zero);
             let mut turns = [(zero, zero); TURNS];
             for v in 0..N {
-                for array in prefetch {
-                    array.line(r * features + v * T::LANES);
+                if const { asks::<S, T, R, N>() } {
+                    for array in prefetch {
+                        array.line(r * features + v * T::LANES);
+                    }
                 }
                 if CENTRED {
                     let terms = row.terms(fresh_gain[v], x[v], dy[v]);
