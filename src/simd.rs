@@ -167,11 +167,22 @@ impl<'a, T> Prefetch<'a, T> {
         Self(self.0.get(at..).unwrap_or_default())
     }
 
-    /// Asks for a line, when element `at` is read.
+    /// [`Prefetch::skip`] of each.
     #[inline(always)]
-    pub(crate) fn line(self, at: usize) {
-        if let Some(element) = self.0.get(at) {
-            ask_for(element);
+    pub(crate) fn skip_all<const A: usize>(mut all: [Self; A], at: usize) -> [Self; A] {
+        for prefetch in &mut all {
+            *prefetch = Self(prefetch.0.get(at..).unwrap_or_default());
+        }
+        all
+    }
+
+    /// Asks for a line of each, when element `at` is read.
+    #[inline(always)]
+    pub(crate) fn lines<const A: usize>(all: [Self; A], at: usize) {
+        for prefetch in all {
+            if let Some(element) = prefetch.0.get(at) {
+                ask_for(element);
+            }
         }
     }
 }

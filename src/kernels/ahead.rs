@@ -62,17 +62,21 @@ fn all_rows<S: Simd, T: Number, const CENTRED: bool>(
     }
     let rows = x.len() / features;
     let done = if place == Place::Shared && features <= PAIRED * T::LANES {
-        blocks::<S, T, 2, CENTRED>(simd, layer, x, y, saved, 0..rows / 2 * 2)
+        blocks::<S, T, 2, CENTRED, 1>(simd, layer, x, y, saved, 0..rows / 2 * 2)
     } else {
         0
     };
-    blocks::<S, T, 1, CENTRED>(simd, layer, x, y, saved, done..rows);
+    // Of y, what is in a cache comes by itself.
+    let blocks = if place == Place::Memory { blocks::<S, T, 1, CENTRED, 2> } else { blocks::<S, T, 1, CENTRED, 1> };
+    blocks(simd, layer, x, y, saved, done..rows);
 }
 
 /// Rows of one block, `R` at a time; `R` divides their number. Returns the row after the last.
+///
+/// `A`: how many of these are asked for while x is read: what follows in x, and the places of y.
 #[simd]
 #[inline(never)]
-fn blocks<S: Simd, T: Number, const R: usize, const CENTRED: bool>(
+fn blocks<S: Simd, T: Number, const R: usize, const CENTRED: bool, const A: usize>(
     simd: S,
     layer: &Layer<'_, T>,
     x: &[T],
@@ -92,7 +96,9 @@ fn blocks<S: Simd, T: Number, const R: usize, const CENTRED: bool>(
         }
         let mut sums = [[splat(simd, T::zero()); 2]; R];
         for r in 0..R {
-            sums[r] = partial_sums::<S, T, CENTRED>(simd, tail, &x[at(r)], near[r], Prefetch::new(x, at(r).start));
+            let mut prefetch = [Prefetch::NONE; A];
+            prefetch.copy_from_slice(&[Prefetch::new(x, at(r).start), Prefetch::these(&y[at(r)])][..A]);
+            sums[r] = partial_sums::<S, T, CENTRED, A>(simd, tail, &x[at(r)], near[r], prefetch);
         }
         let mut statistics = [Statistics::none(); R];
         for r in 0..R {
@@ -182,7 +188,7 @@ fn write_and_sum<S: Simd, T: Number, const CENTRED: bool>(
         let mut chain = Partial::new::<S, T>(simd, near_lanes);
         while at < end {
             for t in 0..TURNS {
-                prefetch.line((TURNS * at + t) * T::LANES);
+                Prefetch::lines([prefetch], (TURNS * at + t) * T::LANES);
                 chain.add(t, load::<S, T>(simd, &pairs[at][t]));
                 let gain = load::<S, T>(simd, &gain_pairs[at][t]);
                 let bias = if CENTRED { load::<S, T>(simd, &bias_pairs[at][t]) } else { zero };

@@ -260,10 +260,7 @@ impl<T: Number, const R: usize> Group<T, R> {
                 let (tail, gain) = (Tail::new(simd, len), layer.gain(start, len));
                 let (x, dy) = (split(x, features, start, len), split(dy, features, start, len));
                 let columns = &mut columns.part(start..start + len);
-                let prefetch = prefetch.map(
-                    #[inline(always)]
-                    |prefetch| prefetch.skip(start),
-                );
+                let prefetch = Prefetch::skip_all(prefetch, start);
                 let block = sums::<S, T, P, CENTRED, A>(simd, &tail, gain, &rows, x, dy, columns, prefetch);
                 for r in 0..P {
                     total[r] = total[r].join(Sums::of_partial::<S, T>(simd, block[r].0, block[r].1));

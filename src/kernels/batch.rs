@@ -303,9 +303,7 @@ fn add_group<S: Simd, T: Number, const BACK: bool, const R: usize>(
         let products = &mut T::chunks_mut(sums.products).0[..count];
         let terms = &mut T::chunks_mut(sums.terms).0[..count];
         for i in 0..count {
-            for array in prefetch {
-                array.line(i * T::LANES);
-            }
+            Prefetch::lines(prefetch, i * T::LANES);
             let about = load::<S, T>(simd, &abouts[i]);
             let (mut product, mut term) = (load::<S, T>(simd, &products[i]), load::<S, T>(simd, &terms[i]));
             for r in 0..R {

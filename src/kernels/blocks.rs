@@ -99,9 +99,7 @@ pub(crate) fn map_ahead<S: Simd, T: Number, const A: usize, const B: usize>(
     let count = (tail.len() - front) / T::LANES;
     let chunks = chunks_from(from, front, count);
     for i in 0..count {
-        for array in prefetch {
-            array.line(front + i * T::LANES);
-        }
+        Prefetch::lines(prefetch, front + i * T::LANES);
         let value = f(vectors_at::<S, T, A>(simd, chunks, i));
         for to in &mut to {
             value.store_array(&mut T::chunks_mut(&mut to[front..]).0[i]);

@@ -8,7 +8,7 @@ use fearless_simd_macros::simd;
 
 use crate::kernels::moments::{Moments, Spread, Statistics, near_means, partial_sums, row_moments, sample};
 use crate::number::Number;
-use crate::simd::{Prefetch, Tail, Vector, splat, tree};
+use crate::simd::{Tail, Vector, splat, tree};
 
 /// The statistics of `R` rows. Arrays, not an array of rows: they are computed as vectors then.
 pub(crate) struct Group<T, const R: usize> {
@@ -33,7 +33,7 @@ impl<T: Number, const R: usize> Group<T, R> {
         let zeros = [splat(simd, T::zero()); R];
         let (mut sums, mut squares) = (zeros, zeros);
         for (i, row) in rows.chunks_exact(features).enumerate() {
-            [sums[i], squares[i]] = partial_sums::<S, T, CENTRED>(simd, tail, row, near.as_slice()[i], Prefetch::NONE);
+            [sums[i], squares[i]] = partial_sums::<S, T, CENTRED, 0>(simd, tail, row, near.as_slice()[i], []);
         }
         Self::of_partial_sums(simd, tail, rows, near, [sums, squares], spread)
     }

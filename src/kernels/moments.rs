@@ -230,11 +230,11 @@ impl<V: Copy, const CENTRED: bool> Partial<V, CENTRED> {
 
     /// Of a chain of pairs.
     #[inline(always)]
-    fn of_chain<S: Simd, T: Number<Vector<S> = V>>(
+    fn of_chain<S: Simd, T: Number<Vector<S> = V>, const A: usize>(
         simd: S,
         near: V,
         chain: &[[T::Chunk; TURNS]],
-        prefetch: Prefetch<'_, T>,
+        prefetch: [Prefetch<'_, T>; A],
     ) -> Self
     where
         V: SimdBase<S>,
@@ -242,7 +242,7 @@ impl<V: Copy, const CENTRED: bool> Partial<V, CENTRED> {
         let mut partial = Self::new::<S, T>(simd, near);
         let Some(([first, second], chain)) = chain.split_first() else { return partial };
         for (turn, x) in [first, second].into_iter().enumerate() {
-            prefetch.line(turn * T::LANES);
+            Prefetch::lines(prefetch, turn * T::LANES);
             let d = partial.about_near(load::<S, T>(simd, x));
             partial.squares[turn] = d * d;
             if CENTRED {
@@ -251,9 +251,9 @@ impl<V: Copy, const CENTRED: bool> Partial<V, CENTRED> {
         }
         for (pair, [first, second]) in chain.iter().enumerate() {
             let at = (pair + 1) * TURNS * T::LANES;
-            prefetch.line(at);
+            Prefetch::lines(prefetch, at);
             partial.add(0, load::<S, T>(simd, first));
-            prefetch.line(at + T::LANES);
+            Prefetch::lines(prefetch, at + T::LANES);
             partial.add(1, load::<S, T>(simd, second));
         }
         partial
@@ -311,22 +311,23 @@ impl<V: Copy, const CENTRED: bool> Partial<V, CENTRED> {
     }
 }
 
-/// The partial sums of s and of q of a block about `near`; of q alone, if they are not `CENTRED`.
+/// The partial sums of s and of q of a block about `near`; of q alone, if they are not `CENTRED`. Asks for what goes with its
+/// elements meanwhile.
 #[inline(always)]
-pub(crate) fn partial_sums<S: Simd, T: Number, const CENTRED: bool>(
+pub(crate) fn partial_sums<S: Simd, T: Number, const CENTRED: bool, const A: usize>(
     simd: S,
     tail: &Tail<S, T>,
     block: &[T],
     near: T,
-    prefetch: Prefetch<'_, T>,
+    prefetch: [Prefetch<'_, T>; A],
 ) -> [Vector<S, T>; 2] {
     let near = splat(simd, near);
     let Vectors { pairs, odd } = vectors(block);
     let (first, chains) = pairs.split_at(CARRY.min(pairs.len()));
-    let mut partial = Partial::<_, CENTRED>::of_chain::<S, T>(simd, near, first, prefetch);
+    let mut partial = Partial::<_, CENTRED>::of_chain::<S, T, A>(simd, near, first, prefetch);
     for (i, chain) in chains.chunks(CARRY).enumerate() {
-        let prefetch = prefetch.skip((i + 1) * CARRY * TURNS * T::LANES);
-        partial.join(&Partial::of_chain::<S, T>(simd, near, chain, prefetch));
+        let prefetch = Prefetch::skip_all(prefetch, (i + 1) * CARRY * TURNS * T::LANES);
+        partial.join(&Partial::of_chain::<S, T, A>(simd, near, chain, prefetch));
     }
     if let Some(x) = odd {
         partial.add(0, load::<S, T>(simd, x));
@@ -337,7 +338,7 @@ pub(crate) fn partial_sums<S: Simd, T: Number, const CENTRED: bool>(
 /// The moments of a block about `near`.
 #[inline(always)]
 fn moments_about<S: Simd, T: Number>(simd: S, tail: &Tail<S, T>, block: &[T], near: T) -> Moments<T> {
-    let sums = tree(simd, &mut partial_sums::<S, T, true>(simd, tail, block, near, Prefetch::NONE));
+    let sums = tree(simd, &mut partial_sums::<S, T, true, 0>(simd, tail, block, near, []));
     Moments::of_block(block.len() as f64, near, sums[0], sums[1])
 }
 
@@ -374,9 +375,9 @@ pub(crate) fn block_moments<S: Simd, T: Number>(simd: S, spread: Spread, block: 
     let tail = Tail::new(simd, block.len());
     let near = near_of(simd, &tail, block, spread);
     let sums = if spread.centred {
-        partial_sums::<S, T, true>(simd, &tail, block, near, Prefetch::NONE)
+        partial_sums::<S, T, true, 0>(simd, &tail, block, near, [])
     } else {
-        partial_sums::<S, T, false>(simd, &tail, block, near, Prefetch::NONE)
+        partial_sums::<S, T, false, 0>(simd, &tail, block, near, [])
     };
     moments_of(simd, &tail, block, near, sums, spread)
 }

@@ -145,9 +145,7 @@ pub(crate) fn sums<S: Simd, T: Number, const P: usize, const CENTRED: bool, cons
         let (x, dy) = (xs.map(|x| &x.pairs[..count]), dys.map(|dy| &dy.pairs[..count]));
         for i in 0..count {
             for t in 0..TURNS {
-                for array in prefetch {
-                    array.line((TURNS * i + t) * T::LANES);
-                }
+                Prefetch::lines(prefetch, (TURNS * i + t) * T::LANES);
                 let gain = load::<S, T>(simd, &gains.pairs[i][t]);
                 let dbias = if CENTRED { load::<S, T>(simd, &dbiases[i][t]) } else { zero };
                 let mut columns = [load::<S, T>(simd, &dgains[i][t]), dbias];

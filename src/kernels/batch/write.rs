@@ -122,9 +122,7 @@ fn write_group<S: Simd, T: Number, const BACK: bool, const R: usize>(
         let (x, dy) = (chunks_from::<T, R>(x, front, count), chunks_from::<T, R>(dy, front, count));
         let mut out = out.each_mut().map(|out| &mut T::chunks_mut(&mut out[front..]).0[..count]);
         for i in 0..count {
-            for array in prefetch {
-                array.line(front + i * T::LANES);
-            }
+            Prefetch::lines(prefetch, front + i * T::LANES);
             let (columns, xs) = (vectors_at::<S, T, 5>(simd, columns, i), vectors_at::<S, T, R>(simd, x, i));
             let dys = if BACK { vectors_at::<S, T, R>(simd, dy, i) } else { xs };
             let mut results = xs;

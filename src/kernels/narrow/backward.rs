@@ -9,7 +9,7 @@ use crate::kernels::narrow::{at, vectors};
 use crate::kernels::normalize::{Layer, Place};
 use crate::kernels::passes::{Columns, Lanes, asked_for};
 use crate::number::Number;
-use crate::simd::{TURNS, Tail, is_avx2, splat, tree};
+use crate::simd::{Prefetch, TURNS, Tail, is_avx2, splat, tree};
 
 /// [`backward::backward`], and rows of 1 to 10 vectors here; `R` is the number of lanes.
 #[inline(always)]
@@ -131,9 +131,7 @@ fn groups<S: Simd, T: Number, const R: usize, const N: usize, const CENTRED: boo
             let mut turns = [(zero, zero); TURNS];
             for v in 0..N {
                 if const { asks::<S, T, R, N>() } {
-                    for array in prefetch {
-                        array.line(r * features + v * T::LANES);
-                    }
+                    Prefetch::lines(prefetch, r * features + v * T::LANES);
                 }
                 if CENTRED {
                     let terms = row.terms(fresh_gain[v], x[v], dy[v]);

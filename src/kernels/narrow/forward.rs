@@ -177,7 +177,7 @@ fn interleaved<S: Simd, T: Number, const R: usize, const N: usize, const CENTRED
         let prefetch = Prefetch::new(all, (first + R) * features);
         for r in 0..R {
             for v in 0..N {
-                prefetch.line(r * features + v * T::LANES);
+                Prefetch::lines([prefetch], r * features + v * T::LANES);
             }
             let row = &next[r * features..(r + 1) * features];
             let [[sum], [squares]] =
