@@ -167,6 +167,17 @@ impl<'a, T> Prefetch<'a, T> {
         Self(self.0.get(at..).unwrap_or_default())
     }
 
+    /// The first `A` of `all`.
+    #[inline(always)]
+    pub(crate) fn first<const N: usize, const A: usize>(all: [Self; N]) -> [Self; A]
+    where
+        T: Number,
+    {
+        let mut first = [Self::NONE; A];
+        first.copy_from_slice(&all[..A]);
+        first
+    }
+
     /// [`Prefetch::skip`] of each.
     #[inline(always)]
     pub(crate) fn skip_all<const A: usize>(mut all: [Self; A], at: usize) -> [Self; A] {

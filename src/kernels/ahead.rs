@@ -57,8 +57,11 @@ fn all_rows<S: Simd, T: Number, const CENTRED: bool>(
     saved: &mut Option<SavedRows<'_, T>>,
 ) {
     let features = layer.features;
+    // What is in a cache comes by itself.
+    let asks = place == Place::Memory;
     if features > T::BLOCK {
-        return long_rows::<S, T, CENTRED>(simd, layer, x, y, saved);
+        let long_rows = if asks { long_rows::<S, T, CENTRED, 2> } else { long_rows::<S, T, CENTRED, 1> };
+        return long_rows(simd, layer, x, y, saved);
     }
     let rows = x.len() / features;
     let done = if place == Place::Shared && features <= PAIRED * T::LANES {
@@ -66,8 +69,7 @@ fn all_rows<S: Simd, T: Number, const CENTRED: bool>(
     } else {
         0
     };
-    // Of y, what is in a cache comes by itself.
-    let blocks = if place == Place::Memory { blocks::<S, T, 1, CENTRED, 2> } else { blocks::<S, T, 1, CENTRED, 1> };
+    let blocks = if asks { blocks::<S, T, 1, CENTRED, 2> } else { blocks::<S, T, 1, CENTRED, 1> };
     blocks(simd, layer, x, y, saved, done..rows);
 }
 
@@ -96,8 +98,7 @@ fn blocks<S: Simd, T: Number, const R: usize, const CENTRED: bool, const A: usiz
         }
         let mut sums = [[splat(simd, T::zero()); 2]; R];
         for r in 0..R {
-            let mut prefetch = [Prefetch::NONE; A];
-            prefetch.copy_from_slice(&[Prefetch::new(x, at(r).start), Prefetch::these(&y[at(r)])][..A]);
+            let prefetch = Prefetch::first([Prefetch::new(x, at(r).start), Prefetch::these(&y[at(r)])]);
             sums[r] = partial_sums::<S, T, CENTRED, A>(simd, tail, &x[at(r)], near[r], prefetch);
         }
         let mut statistics = [Statistics::none(); R];
@@ -116,9 +117,11 @@ fn blocks<S: Simd, T: Number, const R: usize, const CENTRED: bool, const A: usiz
 }
 
 /// Rows of several blocks.
+///
+/// `A`: how many of these are asked for while a block is written: what follows in the next row, and the places of the next y.
 #[simd]
 #[inline(never)]
-fn long_rows<S: Simd, T: Number, const CENTRED: bool>(
+fn long_rows<S: Simd, T: Number, const CENTRED: bool, const A: usize>(
     simd: S,
     layer: &Layer<'_, T>,
     x: &[T],
@@ -143,13 +146,16 @@ fn long_rows<S: Simd, T: Number, const CENTRED: bool>(
             let at = start..(start + T::BLOCK).min(features);
             let tail = if at.len() == T::BLOCK { &tails[0] } else { &tails[1] };
             let affine = (layer.gain(start, at.len()), layer.bias(start, at.len()));
-            let prefetch = Prefetch::new(all, (row + 1) * features + start);
-            let (x, y) = (&x[at.clone()], &mut y[at.clone()]);
+            let (y, y_behind) = y[start..].split_at_mut(at.len());
+            let prefetch =
+                Prefetch::first([Prefetch::new(all, (row + 1) * features + start), Prefetch::these(y_behind)]);
+            let x = &x[at.clone()];
             match next {
                 Some(next) => {
                     let next = &next[at];
-                    moments = moments
-                        .join(write_and_sum::<S, T, CENTRED>(simd, tail, affine, &lanes, x, y, next, spread, prefetch));
+                    moments = moments.join(write_and_sum::<S, T, CENTRED, A>(
+                        simd, tail, affine, &lanes, x, y, next, spread, prefetch,
+                    ));
                 }
                 None => write::<S, T, 1, CENTRED>(simd, tail, affine, &[lanes], [x], [y]),
             }
@@ -162,7 +168,7 @@ fn long_rows<S: Simd, T: Number, const CENTRED: bool>(
 /// y of a block, and the moments of the one below it.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
-fn write_and_sum<S: Simd, T: Number, const CENTRED: bool>(
+fn write_and_sum<S: Simd, T: Number, const CENTRED: bool, const A: usize>(
     simd: S,
     tail: &Tail<S, T>,
     (gain, bias): (&[T], &[T]),
@@ -171,7 +177,7 @@ fn write_and_sum<S: Simd, T: Number, const CENTRED: bool>(
     y: &mut [T],
     next: &[T],
     spread: Spread,
-    prefetch: Prefetch<'_, T>,
+    prefetch: [Prefetch<'_, T>; A],
 ) -> Moments<T> {
     let near = near_of(simd, tail, next, spread);
     let (near_lanes, zero) = (splat(simd, near), splat(simd, T::zero()));
@@ -188,7 +194,7 @@ fn write_and_sum<S: Simd, T: Number, const CENTRED: bool>(
         let mut chain = Partial::new::<S, T>(simd, near_lanes);
         while at < end {
             for t in 0..TURNS {
-                Prefetch::lines([prefetch], (TURNS * at + t) * T::LANES);
+                Prefetch::lines(prefetch, (TURNS * at + t) * T::LANES);
                 chain.add(t, load::<S, T>(simd, &pairs[at][t]));
                 let gain = load::<S, T>(simd, &gain_pairs[at][t]);
                 let bias = if CENTRED { load::<S, T>(simd, &bias_pairs[at][t]) } else { zero };

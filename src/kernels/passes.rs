@@ -107,9 +107,7 @@ pub(crate) fn asked_for<'a, T: Number, const A: usize>(
     start: usize,
     dx: &'a [T],
 ) -> [Prefetch<'a, T>; A] {
-    let mut asked_for = [Prefetch::NONE; A];
-    asked_for.copy_from_slice(&[Prefetch::new(x, start), Prefetch::new(dy, start), Prefetch::these(dx)][..A]);
-    asked_for
+    Prefetch::first([Prefetch::new(x, start), Prefetch::new(dy, start), Prefetch::these(dx)])
 }
 
 /// The first pass over a block of each of `P` rows: their partial sums; adds to `columns`, and asks for what [`asked_for`]

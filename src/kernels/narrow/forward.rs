@@ -58,14 +58,15 @@ fn all_groups<S: Simd, T: Number, const R: usize, const CENTRED: bool>(
     let vectors = layer.features.div_ceil(T::LANES);
     if const { is_avx2::<S>() } && (streams || vectors == 1) {
         let interleaved = match vectors {
-            1 => interleaved::<S, T, 8, 1, CENTRED>,
-            2 => interleaved::<S, T, 4, 2, CENTRED>,
-            3 => interleaved::<S, T, 4, 3, CENTRED>,
-            4 => interleaved::<S, T, 4, 4, CENTRED>,
-            5 => interleaved::<S, T, 4, 5, CENTRED>,
-            6 => interleaved::<S, T, 4, 6, CENTRED>,
-            7 => interleaved::<S, T, 4, 7, CENTRED>,
-            _ => interleaved::<S, T, 4, 8, CENTRED>,
+            1 if !streams => interleaved::<S, T, 8, 1, CENTRED, 0>,
+            1 => interleaved::<S, T, 8, 1, CENTRED, 2>,
+            2 => interleaved::<S, T, 4, 2, CENTRED, 2>,
+            3 => interleaved::<S, T, 4, 3, CENTRED, 2>,
+            4 => interleaved::<S, T, 4, 4, CENTRED, 2>,
+            5 => interleaved::<S, T, 4, 5, CENTRED, 2>,
+            6 => interleaved::<S, T, 4, 6, CENTRED, 2>,
+            7 => interleaved::<S, T, 4, 7, CENTRED, 2>,
+            _ => interleaved::<S, T, 4, 8, CENTRED, 2>,
         };
         return interleaved(simd, layer, x, y, saved);
     }
@@ -149,9 +150,11 @@ fn groups<S: Simd, T: Number, const R: usize, const N: usize, const CENTRED: boo
 
 /// [`groups`], where a row of the next group is summed and a row of this one written, in turns: loads and stores come as in
 /// a copy, and no load waits for statistics or, if it was asked for in time, for memory.
+///
+/// `A`: how many of these are asked for meanwhile: what follows in x, and the places of the next group's y.
 #[simd]
 #[inline(never)]
-fn interleaved<S: Simd, T: Number, const R: usize, const N: usize, const CENTRED: bool>(
+fn interleaved<S: Simd, T: Number, const R: usize, const N: usize, const CENTRED: bool, const A: usize>(
     simd: S,
     layer: &Layer<'_, T>,
     x: &[T],
@@ -162,22 +165,22 @@ fn interleaved<S: Simd, T: Number, const R: usize, const N: usize, const CENTRED
     let tail = Tail::new(simd, features);
     let gain = vectors::<S, T, N>(simd, features, layer.gain(0, features), 0);
     let bias = vectors::<S, T, N>(simd, features, layer.bias(0, features), 0);
-    let all = x;
+    let (all, mut outputs) = (x, y);
     let mut inputs = x.chunks_exact(R * features);
     let Some(mut x) = inputs.next() else { return 0 };
     let mut near = near_means_of::<S, T, R, N, CENTRED>(simd, &tail, x);
     let mut sums = partial_sums::<S, T, R, N, CENTRED>(simd, &tail, x, near);
     let mut first = 0;
-    for y in y.chunks_exact_mut(R * features) {
+    while let Some(y) = outputs.split_off_mut(..R * features) {
         // Behind the last group nothing is summed that anybody asks for.
         let next = inputs.next().unwrap_or(x);
         let next_near = near_means_of::<S, T, R, N, CENTRED>(simd, &tail, next);
         let group = Group::<T, R>::of_partial_sums(simd, &tail, x, near, sums, spread);
         near = next_near;
-        let prefetch = Prefetch::new(all, (first + R) * features);
+        let prefetch: [_; A] = Prefetch::first([Prefetch::new(all, (first + R) * features), Prefetch::these(outputs)]);
         for r in 0..R {
             for v in 0..N {
-                Prefetch::lines([prefetch], r * features + v * T::LANES);
+                Prefetch::lines(prefetch, r * features + v * T::LANES);
             }
             let row = &next[r * features..(r + 1) * features];
             let [[sum], [squares]] =
