@@ -107,7 +107,6 @@ fn plain_rows<S: Simd, T: Number, const CENTRED: bool>(
         // The columns are a large part of the traffic.
         groups::<S, T, 4, 4, CENTRED, 0>(simd, layer, kept, x, dy, dx, columns, 0..rows / 4 * 4)
     };
-    // Of dx, what is in a cache comes by itself.
     let groups = match place {
         Place::Memory if const { is_avx2::<S>() } => groups::<S, T, 1, 1, CENTRED, 3>,
         Place::Shared if const { is_avx2::<S>() } => groups::<S, T, 1, 1, CENTRED, 2>,

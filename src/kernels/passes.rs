@@ -100,7 +100,8 @@ impl<V: Copy, const P: usize, const CENTRED: bool> Turned<V, P, CENTRED> {
 }
 
 /// What the first pass asks for meanwhile, the first `A` of these: what follows in x, what follows in dy, and the places of dx,
-/// so that the second pass does not wait for them.
+/// so that the second pass does not wait for them. From memory all three take 0.85 to 0.95 of the time of two; from a cache
+/// the places of dx come by themselves, and asking costs a tenth.
 #[inline(always)]
 pub(crate) fn asked_for<'a, T: Number, const A: usize>(
     [x, dy]: [&'a [T]; 2],
