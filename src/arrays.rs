@@ -12,11 +12,6 @@ use ndarray::{
 use crate::number::Number;
 use crate::tiles::{gather, merge_leading, scatter};
 
-/// Whether two shapes are the same. Not `==`, which calls `memcmp`: where there is one short row, that is felt.
-pub(crate) fn same_shape(a: &[usize], b: &[usize]) -> bool {
-    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a == b)
-}
-
 /// What a row is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RowShape {

@@ -63,6 +63,7 @@ pub(crate) mod weights;
 
 use batch::write::Back;
 use batch::{Block, Count, KeptColumns, SavedColumns, Sums};
+use columns::Gradient;
 use kept::{Coefficients, KeptRows, Row};
 use moments::{Moments, Spread};
 use normalize::{Layer, Place, SavedRows};
@@ -386,5 +387,20 @@ kernels! {
     #[cfg(feature = "rnn")]
     fn gru_backward(level: Level, cell: Gru<'_, Self>, step: StepBack<'_, Self>) {
         dispatch!(level, simd => gru::backward(simd, cell, step));
+    }
+}
+
+impl<T: Kernels> Gradient<'_, T> {
+    /// Adds the sums of the only chain.
+    pub(crate) fn add(self, level: Level, dgain: &[T], dbias: &[T]) {
+        self.gain.into_iter().for_each(|gain| T::add_to(level, gain, dgain));
+        self.bias.into_iter().for_each(|bias| T::add_to(level, bias, dbias));
+    }
+
+    /// Adds the sums of all blocks: those by the gain, then those by the bias.
+    pub(crate) fn add_wide(self, level: Level, total: &[T::Wide]) {
+        let (dgain, dbias) = total.split_at(total.len() / 2);
+        self.gain.into_iter().for_each(|gain| T::add_wide(level, gain, dgain));
+        self.bias.into_iter().for_each(|bias| T::add_wide(level, bias, dbias));
     }
 }

@@ -2,7 +2,6 @@
 
 use ndarray::{ArrayD, ArrayViewD, ArrayViewMutD, IxDyn};
 
-use crate::arrays::same_shape;
 use crate::element::Element;
 use crate::error::{Error, Result};
 
@@ -116,6 +115,11 @@ impl<T: Element> Affine<T> {
         }
         Ok(())
     }
+}
+
+/// Whether two shapes are the same. Not `==`, which calls `memcmp`: where there is one short row, that is felt.
+pub(crate) fn same_shape(a: &[usize], b: &[usize]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a == b)
 }
 
 impl<T: Element> Parameters<T> for Affine<T> {

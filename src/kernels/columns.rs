@@ -12,10 +12,9 @@
 
 use std::ops::Range;
 
-use fearless_simd::{Level, Simd};
+use fearless_simd::Simd;
 use fearless_simd_macros::simd;
 
-use crate::kernels::Kernels;
 use crate::number::{Number, Wide};
 
 /// Rows whose terms are added as elements before they are added to something wider.
@@ -62,20 +61,7 @@ pub(crate) struct Gradient<'a, T> {
     pub(crate) bias: Option<&'a mut [T]>,
 }
 
-impl<T: Kernels> Gradient<'_, T> {
-    /// Adds the sums of the only chain.
-    pub(crate) fn add(self, level: Level, dgain: &[T], dbias: &[T]) {
-        self.gain.into_iter().for_each(|gain| T::add_to(level, gain, dgain));
-        self.bias.into_iter().for_each(|bias| T::add_to(level, bias, dbias));
-    }
-
-    /// Adds the sums of all blocks: those by the gain, then those by the bias.
-    pub(crate) fn add_wide(self, level: Level, total: &[T::Wide]) {
-        let (dgain, dbias) = total.split_at(total.len() / 2);
-        self.gain.into_iter().for_each(|gain| T::add_wide(level, gain, dgain));
-        self.bias.into_iter().for_each(|bias| T::add_wide(level, bias, dbias));
-    }
-
+impl<T> Gradient<'_, T> {
     /// Those of some of the columns.
     pub(crate) fn part(&mut self, columns: Range<usize>) -> Gradient<'_, T> {
         Gradient {

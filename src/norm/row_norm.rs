@@ -3,7 +3,6 @@
 use fearless_simd::Level;
 use ndarray::{Array, ArrayD, ArrayRef, ArrayView1, Dimension, IntoDimension, IxDyn};
 
-use crate::arrays::same_shape;
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::kernels::columns::Gradient;
@@ -11,7 +10,7 @@ use crate::kernels::kept::KeptRows;
 use crate::kernels::moments::Spread;
 use crate::kernels::normalize::{Layer, SavedRows};
 use crate::parallel;
-use crate::params::Affine;
+use crate::params::{Affine, same_shape};
 use crate::rows::{self, Call};
 use crate::simd;
 
