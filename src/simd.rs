@@ -133,7 +133,7 @@ pub(crate) const DISTANCE: usize = 2048;
 #[derive(Clone, Copy)]
 pub(crate) struct Prefetch<'a, T>(&'a [T]);
 
-impl<'a, T> Prefetch<'a, T> {
+impl<'a, T: Number> Prefetch<'a, T> {
     /// Asks for nothing.
     pub(crate) const NONE: Self = Self(&[]);
 
@@ -169,10 +169,7 @@ impl<'a, T> Prefetch<'a, T> {
 
     /// The first `A` of `all`.
     #[inline(always)]
-    pub(crate) fn first<const N: usize, const A: usize>(all: [Self; N]) -> [Self; A]
-    where
-        T: Number,
-    {
+    pub(crate) fn first<const N: usize, const A: usize>(all: [Self; N]) -> [Self; A] {
         let mut first = [Self::NONE; A];
         first.copy_from_slice(&all[..A]);
         first
@@ -182,7 +179,7 @@ impl<'a, T> Prefetch<'a, T> {
     #[inline(always)]
     pub(crate) fn skip_all<const A: usize>(mut all: [Self; A], at: usize) -> [Self; A] {
         for prefetch in &mut all {
-            *prefetch = Self(prefetch.0.get(at..).unwrap_or_default());
+            *prefetch = prefetch.skip(at);
         }
         all
     }

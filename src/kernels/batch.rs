@@ -66,7 +66,7 @@ pub(crate) struct Block<'a, T> {
     pub(crate) first: usize,
 }
 
-impl<'a, T> Block<'a, T> {
+impl<'a, T: Number> Block<'a, T> {
     /// Some columns of a row.
     #[inline(always)]
     pub(crate) fn row(&self, row: usize, columns: Range<usize>) -> &'a [T] {
