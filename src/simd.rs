@@ -228,11 +228,22 @@ pub(crate) fn front_of<T: Number, const P: usize>(rows: &[&mut [T]; P]) -> usize
 /// as many further. Their number is a power of two.
 #[inline(always)]
 pub(crate) fn tree<S: Simd, V: SimdBase<S>>(simd: S, vectors: &mut [V]) -> V {
-    let count = vectors.len();
-    if const { S::f32s::LEN < 16 } && count <= FEW {
+    if const { S::f32s::LEN < 16 } && vectors.len() <= FEW {
         return tree_of_few(simd, vectors);
     }
-    let mut left = count;
+    rest_of_tree(vectors, vectors.len())
+}
+
+/// [`tree`] of twice as many vectors, whose neighbours are folded.
+#[inline(always)]
+pub(crate) fn tree_of_folded<S: Simd, V: SimdBase<S>>(folded: &mut [V]) -> V {
+    rest_of_tree(folded, 2 * folded.len())
+}
+
+/// What is left of the [`tree`] of `count` vectors.
+#[inline(always)]
+fn rest_of_tree<S: Simd, V: SimdBase<S>>(vectors: &mut [V], count: usize) -> V {
+    let mut left = vectors.len();
     while left > 1 {
         left /= 2;
         for i in 0..left {
@@ -293,8 +304,9 @@ pub(crate) fn pairs<S: Simd, V: SimdBase<S>, const R: usize>(mut terms: [V; R]) 
     terms[0]
 }
 
+/// A step of the [`tree`]: the sums of neighbours in `a`, then of those in `b`.
 #[inline(always)]
-fn fold<S: Simd, V: SimdBase<S>>(a: V, b: V) -> V {
+pub(crate) fn fold<S: Simd, V: SimdBase<S>>(a: V, b: V) -> V {
     a.unzip_low(b) + a.unzip_high(b)
 }
 

@@ -35,21 +35,20 @@ impl<T: Number, const R: usize> Group<T, R> {
         for (i, row) in rows.chunks_exact(features).enumerate() {
             [sums[i], squares[i]] = partial_sums::<S, T, CENTRED, 0>(simd, tail, row, near.as_slice()[i], []);
         }
-        Self::of_partial_sums(simd, tail, rows, near, [sums, squares], spread)
+        let sums = if spread.centred { tree(simd, &mut sums) } else { splat(simd, T::zero()) };
+        Self::of_trees(simd, tail, rows, near, [sums, tree(simd, &mut squares)], spread)
     }
 
-    /// Of rows of one block, from the partial sums of s and of q of each.
+    /// Of rows of one block, from s and q of each, one in each lane.
     #[inline(always)]
-    pub(crate) fn of_partial_sums<S: Simd>(
+    pub(crate) fn of_trees<S: Simd>(
         simd: S,
         tail: &Tail<S, T>,
         rows: &[T],
         near: Vector<S, T>,
-        [mut sums, mut squares]: [[Vector<S, T>; R]; 2],
+        [sums, squares]: [Vector<S, T>; 2],
         spread: Spread,
     ) -> Self {
-        let sums = if spread.centred { tree(simd, &mut sums) } else { splat(simd, T::zero()) };
-        let squares = tree(simd, &mut squares);
         let sums_of = [near.as_slice(), sums.as_slice(), squares.as_slice()];
         let group = Self::of_sums(tail.len(), R, sums_of, spread);
         if group.safe || !spread.centred {

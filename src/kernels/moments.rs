@@ -205,8 +205,14 @@ pub(crate) fn sample<S: Simd, T: Number>(simd: S, tail: &Tail<S, T>, block: &[T]
 /// h of `R` blocks of `len` elements, from the partial sums of their samples.
 #[inline(always)]
 pub(crate) fn near_means<S: Simd, T: Number>(simd: S, len: usize, samples: &mut [Vector<S, T>]) -> Vector<S, T> {
+    tree(simd, samples) / sampled::<S, T>(simd, len)
+}
+
+/// The number of elements in the sample of a block of `len`.
+#[inline(always)]
+pub(crate) fn sampled<S: Simd, T: Number>(simd: S, len: usize) -> Vector<S, T> {
     let count = if len >= SAMPLE * T::LANES { SAMPLE * T::LANES } else { len };
-    tree(simd, samples) / splat(simd, T::from_f64(count as f64))
+    splat(simd, T::from_f64(count as f64))
 }
 
 /// Pairs of vectors after which partial sums are carried: long chains of like terms round one way, and carried every 8

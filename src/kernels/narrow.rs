@@ -16,7 +16,40 @@ use std::ops::Range;
 use fearless_simd::{Simd, SimdBase};
 
 use crate::number::Number;
-use crate::simd::{Vector, splat};
+use crate::simd::{Vector, fold, splat, tree_of_folded};
+
+/// Two sums of each of `R` rows on their way through the [`tree`](crate::simd::tree). Neighbours are folded at once, so that
+/// half as many vectors wait in memory: of both sums, as many as there are rows. Not `CENTRED`, the first is 0.
+pub(crate) struct Folded<V, const R: usize, const CENTRED: bool>([V; R]);
+
+impl<V: Copy, const R: usize, const CENTRED: bool> Folded<V, R, CENTRED> {
+    #[inline(always)]
+    pub(crate) fn new<S: Simd, T: Number<Vector<S> = V>>(simd: S) -> Self {
+        Self([splat(simd, T::zero()); R])
+    }
+
+    /// The partial sums of rows 2·`pair` and 2·`pair` + 1.
+    #[inline(always)]
+    pub(crate) fn set<S: Simd>(&mut self, pair: usize, even: [V; 2], odd: [V; 2])
+    where
+        V: SimdBase<S>,
+    {
+        if CENTRED {
+            self.0[pair] = fold(even[0], odd[0]);
+        }
+        self.0[R / 2 + pair] = fold(even[1], odd[1]);
+    }
+
+    /// Both sums, one row in each lane.
+    #[inline(always)]
+    pub(crate) fn trees<S: Simd>(&mut self) -> [V; 2]
+    where
+        V: SimdBase<S>,
+    {
+        let (first, second) = self.0.split_at_mut(R / 2);
+        [if CENTRED { tree_of_folded(first) } else { first[0] }, tree_of_folded(second)]
+    }
+}
 
 /// The elements of vector `v` of row `r`.
 #[inline(always)]

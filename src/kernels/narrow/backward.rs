@@ -4,12 +4,12 @@ use fearless_simd::{Simd, SimdBase};
 use fearless_simd_macros::simd;
 
 use crate::kernels::backward::{self, Group};
-use crate::kernels::kept::KeptRows;
-use crate::kernels::narrow::{at, vectors};
+use crate::kernels::kept::{KeptRows, Row};
+use crate::kernels::narrow::{Folded, at, vectors};
 use crate::kernels::normalize::{Layer, Place};
 use crate::kernels::passes::{Columns, Lanes, asked_for};
 use crate::number::Number;
-use crate::simd::{Prefetch, TURNS, Tail, is_avx2, splat, tree};
+use crate::simd::{Prefetch, TURNS, Tail, Vector, is_avx2, splat};
 
 /// [`backward::backward`], and rows of 1 to 10 vectors here; `R` is the number of lanes.
 #[inline(always)]
@@ -117,37 +117,26 @@ fn groups<S: Simd, T: Number, const R: usize, const N: usize, const CENTRED: boo
     fresh_gain[N - 1] = tail.keep(gain[N - 1], zero);
     let mut dgain = vectors::<S, T, N>(simd, features, columns.dgain, 0);
     let mut dbias = vectors::<S, T, N>(simd, features, columns.dbias, 0);
+    let mut folded = Folded::<_, R, CENTRED>::new::<S, T>(simd);
     let mut first = 0;
     let inputs = x.chunks_exact(R * features).zip(dy.chunks_exact(R * features));
     for ((x, dy), dx) in inputs.zip(dx.chunks_exact_mut(R * features)) {
         let mut group = Group::<T, R>::new(kept, first);
         let prefetch = asked_for::<T, 3>(all, first * features, dx);
-        let (mut q, mut qd) = ([zero; R], [zero; R]);
-        for r in 0..R {
-            let row = Lanes::new(simd, &group.row(r));
-            let x = vectors::<S, T, N>(simd, features, x, r);
-            let mut dy = vectors::<S, T, N>(simd, features, dy, r);
-            dy[N - 1] = tail.keep(dy[N - 1], zero);
-            let mut turns = [(zero, zero); TURNS];
-            for v in 0..N {
-                if const { asks::<S, T, R, N>() } {
-                    Prefetch::lines(prefetch, r * features + v * T::LANES);
-                }
-                if CENTRED {
-                    let terms = row.terms(fresh_gain[v], x[v], dy[v]);
-                    turns[v % TURNS].0 += terms.0;
-                    turns[v % TURNS].1 += terms.1;
-                    dgain[v] += terms.2;
-                    dbias[v] += dy[v];
-                } else {
-                    let terms = row.terms_about_zero(fresh_gain[v], x[v], dy[v]);
-                    turns[v % TURNS].1 += terms.0;
-                    dgain[v] += terms.1;
+        for pair in 0..R / 2 {
+            let (even, odd) = (2 * pair, 2 * pair + 1);
+            if const { asks::<S, T, R, N>() } {
+                for v in 0..2 * N {
+                    Prefetch::lines(prefetch, even * features + v * T::LANES);
                 }
             }
-            (q[r], qd[r]) = (turns[0].0 + turns[1].0, turns[0].1 + turns[1].1);
+            let sums = &mut [&mut dgain, &mut dbias];
+            let (row, next) = (group.row(even), group.row(odd));
+            let even = first_pass::<S, T, N, CENTRED>(simd, &tail, &row, &fresh_gain, x, dy, sums, even);
+            folded.set(pair, even, first_pass::<S, T, N, CENTRED>(simd, &tail, &next, &fresh_gain, x, dy, sums, odd));
         }
-        group.set_coefficients(layer, tree(simd, &mut q).as_slice(), tree(simd, &mut qd).as_slice());
+        let [q, qd] = folded.trees();
+        group.set_coefficients(layer, q.as_slice(), qd.as_slice());
         for r in 0..R {
             let row = group.second(simd, r);
             let x = vectors::<S, T, N>(simd, features, x, r);
@@ -164,4 +153,39 @@ fn groups<S: Simd, T: Number, const R: usize, const N: usize, const CENTRED: boo
         dbias[v].store_slice(&mut columns.dbias[at::<T, N>(features, 0, v)]);
     }
     first
+}
+
+/// The partial sums of q and of q·(x − mean) of row `r`; adds its columns.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
+fn first_pass<S: Simd, T: Number, const N: usize, const CENTRED: bool>(
+    simd: S,
+    tail: &Tail<S, T>,
+    row: &Row<T>,
+    gain: &[Vector<S, T>; N],
+    x: &[T],
+    dy: &[T],
+    [dgain, dbias]: &mut [&mut [Vector<S, T>; N]; 2],
+    r: usize,
+) -> [Vector<S, T>; 2] {
+    let zero = splat(simd, T::zero());
+    let row = Lanes::new(simd, row);
+    let x = vectors::<S, T, N>(simd, tail.len(), x, r);
+    let mut dy = vectors::<S, T, N>(simd, tail.len(), dy, r);
+    dy[N - 1] = tail.keep(dy[N - 1], zero);
+    let mut turns = [(zero, zero); TURNS];
+    for v in 0..N {
+        if CENTRED {
+            let terms = row.terms(gain[v], x[v], dy[v]);
+            turns[v % TURNS].0 += terms.0;
+            turns[v % TURNS].1 += terms.1;
+            dgain[v] += terms.2;
+            dbias[v] += dy[v];
+        } else {
+            let terms = row.terms_about_zero(gain[v], x[v], dy[v]);
+            turns[v % TURNS].1 += terms.0;
+            dgain[v] += terms.1;
+        }
+    }
+    [turns[0].0 + turns[1].0, turns[0].1 + turns[1].1]
 }
