@@ -105,6 +105,8 @@ fn all_groups<S: Simd, T: Number, const R: usize, const CENTRED: bool>(
             4 => groups::<S, T, R, 4, CENTRED>,
             5 => groups::<S, T, 4, 5, CENTRED>,
             6 => groups::<S, T, 4, 6, CENTRED>,
+            7 if const { T::LANES > 8 } => groups::<S, T, 4, 7, CENTRED>,
+            8 if const { T::LANES > 8 } => groups::<S, T, 4, 8, CENTRED>,
             7 => groups::<S, T, 2, 7, CENTRED>,
             8 => groups::<S, T, 2, 8, CENTRED>,
             9 => groups::<S, T, 2, 9, CENTRED>,
