@@ -13,13 +13,14 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 type Call = fn(&mut Case);
 
 /// What is timed, and the arrays of x's size that it reads or writes at least.
-const CALLS: [(&str, Call, usize); 8] = [
+const CALLS: [(&str, Call, usize); 9] = [
     ("copy", Case::copy, 2),
     ("vector copy", Case::vector_copy, 2),
     ("forward", Case::forward, 2),
     ("infer", Case::infer, 2),
     ("textbook forward", Case::textbook_forward, 2),
     ("stream", Case::stream, 3),
+    ("plain stream", Case::plain_stream, 3),
     ("backward", Case::backward, 3),
     ("textbook backward", Case::textbook_backward, 3),
 ];

@@ -15,10 +15,11 @@ use measure::medians;
 
 type Call = fn(&mut Case);
 
-const CALLS: [Call; 8] = [
+const CALLS: [Call; 9] = [
     Case::copy,
     Case::vector_copy,
     Case::stream,
+    Case::plain_stream,
     Case::forward,
     Case::infer,
     Case::backward,
@@ -38,9 +39,18 @@ fn table() -> String {
         let mut case = Case::new(rows, features);
         case.check();
         for threads in [1, 2] {
-            let [copy, vector_copy, stream, forward, infer, backward, textbook_forward, textbook_backward] =
-                on_threads(threads, || medians(&mut case, CALLS));
-            let copy = copy.min(vector_copy);
+            let [
+                copy,
+                vector_copy,
+                stream,
+                plain_stream,
+                forward,
+                infer,
+                backward,
+                textbook_forward,
+                textbook_backward,
+            ] = on_threads(threads, || medians(&mut case, CALLS));
+            let (copy, stream) = (copy.min(vector_copy), stream.min(plain_stream));
             let gigabytes = (rows * features * size_of::<f32>()) as f64 / 1e9;
             line(format!(
                 "| {rows} × {features} | {threads} | {:.2} | {:.2} | {:.0} | **{:.2}** | {:.2} | 1/{:.1} | {:.2} | {:.2} | {:.0} | **{:.2}** | 1/{:.1} |",

@@ -5,7 +5,7 @@ pub(crate) mod threads;
 
 use fearless_simd::{Level, dispatch};
 use layernorm::{LayerNorm, Saved};
-use loops::{halves, near, stream, vector_copy};
+use loops::{halves, near, plain_stream, stream, vector_copy};
 use ndarray::{Array1, Array2, Axis};
 
 /// `rows × features`, from one row to the largest caches and beyond, long and short, wide and narrow.
@@ -77,6 +77,12 @@ impl Case {
         let (x, dy) = (self.x.as_slice().expect("standard"), self.dy.as_slice().expect("standard"));
         let dx = self.dx.as_slice_mut().expect("standard");
         halves(x, dy, dx, |x, dy, dx| dispatch!(Level::new(), simd => stream(simd, x, dy, dx)));
+    }
+
+    /// The same without wide vectors; where arrays do not start at cache lines it can be the faster of the two.
+    pub(crate) fn plain_stream(&mut self) {
+        let (x, dy) = (self.x.as_slice().expect("standard"), self.dy.as_slice().expect("standard"));
+        halves(x, dy, self.dx.as_slice_mut().expect("standard"), plain_stream);
     }
 
     /// Forward as ndarray's documentation teaches it.
