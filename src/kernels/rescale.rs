@@ -77,8 +77,9 @@ pub(crate) fn rescued<S: Simd, T: Number>(simd: S, row: &[T], spread: Spread) ->
         return Rescaled { exponent: 0, statistics: Statistics { mean: nan, low: nan, rstd: nan, safe: true } };
     };
     if largest == T::zero() || spread.centred && row.iter().all(|&x| x == row[0]) {
-        // In its own units: in others ε would leave the range of numbers.
-        return Rescaled { exponent: 0, statistics: Statistics::constant(row[0], spread) };
+        // In its own units: in others ε would leave the range of numbers. About 0, the mean is 0, not −0: kernels leave it out.
+        let mean = if spread.centred { row[0] } else { T::zero() };
+        return Rescaled { exponent: 0, statistics: Statistics::constant(mean, spread) };
     }
     rescued_at(simd, row, spread, exponent_of(largest, spread))
 }

@@ -342,16 +342,22 @@ mod tests {
                 .collect();
             let bias: Vec<_> = (0..features).map(|i| if i % 2 == 0 { -T::zero() } else { number(i, 43) }).collect();
             let eps = if rows % 2 == 0 { 0.0 } else { 1e-5 };
+            let spread = Spread::about_mean(T::from_f64(eps));
+            let centred = (features + rows) % 4 > 0;
             let layer = &Layer {
                 features,
                 gain: (rows % 3 > 0).then_some(&gain),
-                bias: (rows % 4 > 0).then_some(&bias),
-                spread: Spread::about_mean(T::from_f64(eps)),
+                bias: (rows % 4 > 0 && centred).then_some(&bias),
+                spread: if centred { spread } else { Spread::about_zero(T::from_f64(eps)) },
             };
             for place in [Place::Core, Place::Shared, Place::Memory] {
                 let got = dispatch!(level, simd => run::<_, _, R>(simd, true, place, layer, &x, &dy));
                 let expected = dispatch!(level, simd => run::<_, _, R>(simd, false, place, layer, &x, &dy));
                 for ((what, got), (_, expected)) in got.iter().zip(&expected) {
+                    // About 0 there is no bias, and nobody reads what becomes of its gradient.
+                    if !centred && *what == "dbias" {
+                        continue;
+                    }
                     for (i, (&got, &expected)) in got.iter().zip(expected).enumerate() {
                         assert!(
                             same(got, expected),
