@@ -218,10 +218,12 @@ pub(crate) fn front<T: Number>(row: &[T]) -> usize {
 
 /// [`front`] of the first of some rows that are written in turns. A line that is written in two parts, and other lines in
 /// between, took 1.4 times as long there as one that is written at once; a row alone writes both parts one after the other,
-/// and gains nothing.
+/// and gains nothing as a rule.
+///
+/// `alone`: it does here.
 #[inline(always)]
-pub(crate) fn front_of<T: Number, const P: usize>(rows: &[&mut [T]; P]) -> usize {
-    if const { P == 1 } { 0 } else { front(rows[0]) }
+pub(crate) fn front_of<T: Number, const P: usize>(rows: &[&mut [T]; P], alone: bool) -> usize {
+    if const { P > 1 } || alone { front(rows[0]) } else { 0 }
 }
 
 /// The sums over the lanes of some vectors, which it uses up: that of vector i in lane i, and from there in every lane

@@ -208,7 +208,7 @@ pub(crate) fn near_means<S: Simd, T: Number>(simd: S, len: usize, samples: &mut 
     tree(simd, samples) / sampled::<S, T>(simd, len)
 }
 
-/// The number of elements in the sample of a block of `len`.
+/// The number of elements in the sample of a block of `len`, in every lane.
 #[inline(always)]
 pub(crate) fn sampled<S: Simd, T: Number>(simd: S, len: usize) -> Vector<S, T> {
     let count = if len >= SAMPLE * T::LANES { SAMPLE * T::LANES } else { len };

@@ -429,7 +429,7 @@ pub(crate) fn write<S: Simd, T: Number, const P: usize, const CENTRED: bool>(
     x: [&[T]; P],
     mut y: [&mut [T]; P],
 ) {
-    let front = front_of(&y);
+    let front = front_of(&y, false);
     if const { P > 1 } && front > 0 {
         let ([gain, bias], x) = (first_of::<S, T, 2>(simd, [gain, bias]), first_of::<S, T, P>(simd, x));
         for r in 0..P {

@@ -7,7 +7,7 @@ use fearless_simd::{Simd, SimdBase};
 use crate::kernels::blocks::{chunks_from, first_of, last_of};
 use crate::kernels::kept::{Coefficients, Row, Sums};
 use crate::number::Number;
-use crate::simd::{Prefetch, TURNS, Tail, Vector, front, front_of, load, splat, vectors};
+use crate::simd::{Prefetch, TURNS, Tail, Vector, front_of, load, splat, vectors};
 
 /// Column sums of at most [`CHAIN`](crate::kernels::columns::CHAIN) rows.
 #[derive(Debug)]
@@ -274,10 +274,10 @@ pub(crate) fn write<S: Simd, T: Number, const P: usize, const CENTRED: bool>(
     dy: [&[T]; P],
     mut dx: [&mut [T]; P],
 ) {
-    // A row alone, too, on AVX-512: as a rule its loads meet lines then, and from memory it takes 0.93 to 1 of the time. (Without
+    // On AVX-512 the loads of a row alone meet lines then, too, as a rule: from memory that takes 0.93 to 1 of the time. (Without
     // mean it takes longer.)
     let alone = const { S::f32s::LEN >= 16 && CENTRED };
-    let front = if alone { front(dx[0]) } else { front_of(&dx) };
+    let front = front_of(&dx, alone);
     if (const { P > 1 } || alone) && front > 0 {
         let [gain] = first_of::<S, T, 1>(simd, [gain]);
         let (x, dy) = (first_of::<S, T, P>(simd, x), first_of::<S, T, P>(simd, dy));
