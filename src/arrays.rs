@@ -10,6 +10,7 @@ use ndarray::{
 };
 
 use crate::number::Number;
+use crate::simd::front;
 use crate::tiles::{gather, merge_leading, scatter};
 
 /// What a row is.
@@ -132,6 +133,14 @@ impl<'a, T: Number> Output<'a, T> {
                 let view = view.get_mut().unwrap_or_else(PoisonError::into_inner);
                 column_of(view.view_mut(), shape.trailing, column)
             }
+        }
+    }
+
+    /// [`front`]; 0 if rows need a tile, which starts at a line.
+    pub(crate) fn front(&self) -> usize {
+        match self {
+            Self::Adjacent(slice) => front(slice),
+            Self::Strided(_) => 0,
         }
     }
 

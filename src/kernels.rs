@@ -47,6 +47,7 @@ pub(crate) mod group;
 #[cfg(feature = "rnn")]
 pub(crate) mod gru;
 pub(crate) mod kept;
+pub(crate) mod lines;
 #[cfg(feature = "rnn")]
 pub(crate) mod lstm;
 pub(crate) mod moments;
@@ -146,6 +147,11 @@ kernels! {
         dispatch!(level, simd => {
             short::backward::<_, _, { Self::LANES }>(simd, layer, place, kept, x, dy, dx, columns);
         });
+    }
+
+    /// [`lines::pays`]
+    fn lines_pay(level: Level, layer: &Layer<'_, Self>, place: Place) -> bool {
+        dispatch!(level, simd => lines::pays(simd, layer, place))
     }
 
     /// [`Row::rescaled`]

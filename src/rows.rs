@@ -108,7 +108,8 @@ pub(crate) fn backward<T: Element, D: Dimension>(
         let Step { rows, inputs: [x, dy], outputs: [dx], mut columns, .. } = step;
         T::backward(level, layer, place, kept.rows(rows), x, dy, dx, &mut columns);
     };
-    Sweep::new(call.shape(), rows, [&x, &dy], [dx.part()], (), &kernel).sum(level, grad);
+    let front = if T::lines_pay(level, layer, place) { dx.front() } else { 0 };
+    Sweep::new(call.shape(), rows, [&x, &dy], [dx.part()], (), &kernel).with_front(front).sum(level, grad);
 }
 
 /// The arrays of a residual forward call.

@@ -209,11 +209,15 @@ pub(crate) fn load<S: Simd, T: Number>(simd: S, chunk: &T::Chunk) -> Vector<S, T
 /// than not, and a store across two lines costs twice.
 const ALIGNED: usize = 9;
 
-/// Elements of a row to be written in front of its first cache line; 0 if it is short. The vector there is written
-/// twice, the same both times.
+/// Elements of a row to be written in front of its first cache line; 0 if it is short, or lies at odd bytes. As a rule the
+/// vector there is written twice, the same both times.
 #[inline(always)]
 pub(crate) fn front<T: Number>(row: &[T]) -> usize {
-    if row.len() < ALIGNED * T::LANES { 0 } else { row.as_ptr().align_offset(size_of::<T::Chunk>()).min(T::LANES) }
+    if row.len() < ALIGNED * T::LANES {
+        0
+    } else {
+        row.as_ptr().align_offset(size_of::<T::Chunk>()).min(T::LANES) % T::LANES
+    }
 }
 
 /// [`front`] of the first of some rows that are written in turns. A line that is written in two parts, and other lines in

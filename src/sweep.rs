@@ -86,6 +86,7 @@ pub(crate) struct Sweep<'a, 'v, T: Element, F, N, const I: usize, const O: usize
     /// See the methods of these names.
     in_place: bool,
     tiled: bool,
+    front: usize,
     sums: ColumnSums<'a, T>,
     kernel: &'a F,
 }
@@ -128,8 +129,8 @@ where
         kernel: &'a F,
     ) -> Self {
         let task = (TASK / size_of::<T>() / shape.features).max(1).next_multiple_of(8);
-        let (in_place, tiled, sums) = (false, W > 0, ColumnSums::None);
-        Self { shape, rows: 0..rows, inputs, outputs, per_row, task, in_place, tiled, sums, kernel }
+        let (in_place, tiled, front, sums) = (false, W > 0, 0, ColumnSums::None);
+        Self { shape, rows: 0..rows, inputs, outputs, per_row, task, in_place, tiled, front, sums, kernel }
     }
 
     /// With something in the first output that the kernel wants to see.
@@ -140,6 +141,11 @@ where
     /// In steps that stay in the cache of a core, because the kernel comes back to its rows.
     pub(crate) fn tiled(self) -> Self {
         Self { tiled: true, ..self }
+    }
+
+    /// With column sums that have so many elements in front of their first cache line.
+    pub(crate) fn with_front(self, front: usize) -> Self {
+        Self { front, ..self }
     }
 
     /// Runs the kernel over all rows.
@@ -228,8 +234,9 @@ where
         };
         let tile = if strided { step * features } else { 0 };
         let room = if W > 0 { step * features } else { 0 };
-        parallel::lend(2 * line + (I + O) * tile + W * room, |buffer: &mut [T]| {
-            let (columns, buffer) = buffer.split_at_mut(2 * line);
+        let before = if self.front > 0 { T::LANES - self.front } else { 0 };
+        parallel::lend(before + 2 * line + (I + O) * tile + W * room, |buffer: &mut [T]| {
+            let (columns, buffer) = buffer[before..].split_at_mut(2 * line);
             columns.fill(T::zero());
             let mut columns = columns_in(columns, features.min(line));
             let (inputs, buffer) = cut(buffer, tile);

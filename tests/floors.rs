@@ -12,7 +12,7 @@ const FLOORS: [&[&str]; 29] = [
     &["kernels/normalize"],
     &["kernels/kept"],
     &["kernels/ahead", "kernels/passes", "kernels/batch"],
-    &["kernels/narrow/forward", "kernels/column", "kernels/batch/write"],
+    &["kernels/narrow/forward", "kernels/column", "kernels/batch/write", "kernels/lines"],
     &["kernels/backward", "kernels/second_order", "kernels/weights"],
     &["kernels/narrow/backward"],
     &["kernels/short", "kernels/gates", "kernels/elementwise"],

@@ -21,7 +21,8 @@
 //!
 //! The columns belong to the first pass: each pass then stores to few places at a time (P rows of x and dy and three
 //! arrays of columns there, two rows of x, dy and dx here), so that rows of 4096 bytes do not push each other out of L1.
-//! Where threads share out the columns of some rows, and where rows have to be rescaled, they belong to the second.
+//! Where threads share out the columns of some rows, where rows have to be rescaled, and where they are taken as
+//! [cache lines](lines) lie, they belong to the second.
 
 #![doc = include_str!("../../docs/backward.md")]
 
@@ -32,13 +33,11 @@ use fearless_simd_macros::simd;
 
 use crate::kernels::blocks::blocks;
 use crate::kernels::kept::{Coefficients, KeptRows, Row, Sums};
+use crate::kernels::lines::{self, ALONE};
 use crate::kernels::normalize::{Layer, Place};
 use crate::kernels::passes::{Columns, Second, asked_for, sums, sums_alone, write, write_and_add};
 use crate::number::{Number, times_power_of_two};
-use crate::simd::{Prefetch, Tail, Vector, is_avx2, splat, tree};
-
-/// Vectors of the longest rows that are best read and written one by one where memory sets the pace.
-const ALONE: usize = 72;
+use crate::simd::{self, Prefetch, Tail, Vector, is_avx2, splat, tree};
 
 /// dx of rows of any number of features, side by side in `x`, `dy` and `dx`; adds their columns to `columns`.
 ///
@@ -88,6 +87,10 @@ fn plain_rows<S: Simd, T: Number, const CENTRED: bool>(
     dx: &mut [T],
     columns: &mut Columns<'_, T>,
 ) {
+    let front = simd::front(dx);
+    if const { S::f32s::LEN >= 16 } && front > 0 && lines::pays(simd, layer, place) {
+        return lines::backward::<S, T, CENTRED>(simd, layer, front, kept, x, dy, dx, columns);
+    }
     let rows = kept.mean.len();
     let vectors = layer.features.div_ceil(T::LANES);
     // Memory sets the pace, and it is fastest where each row is read and written before the next.
@@ -388,7 +391,16 @@ pub(crate) fn write_tile<S: Simd, T: Number>(
             let (row, next) = (Second::new(simd, &row.0, &row.1), Second::new(simd, &next.0, &next.1));
             let (x, dy) = (&x[first * features..], &dy[first * features..]);
             let (x, dy) = (split(x, features, tile.start, tail.len()), split(dy, features, tile.start, tail.len()));
-            write_and_add(simd, &tail, gain, &[row, next], x, dy, [&mut dx[..], &mut next_dx[..]], columns);
+            write_and_add::<S, T, 2, true>(
+                simd,
+                &tail,
+                gain,
+                &[row, next],
+                x,
+                dy,
+                [&mut dx[..], &mut next_dx[..]],
+                columns,
+            );
         }
     }
     for ((i, (row, coefficients)), dx) in rows.iter().enumerate().skip(together).zip(singles) {
@@ -417,5 +429,82 @@ fn write_block<S: Simd, T: Number>(
         return;
     }
     let (tail, gain) = (Tail::new(simd, x.len()), layer.gain(start, x.len()));
-    write_and_add(simd, &tail, gain, &[Second::new(simd, row, coefficients)], [x], [dy], [dx], columns);
+    write_and_add::<S, T, 1, true>(
+        simd,
+        &tail,
+        gain,
+        &[Second::new(simd, row, coefficients)],
+        [x],
+        [dy],
+        [dx],
+        columns,
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use fearless_simd::dispatch;
+
+    use super::*;
+    use crate::kernels::moments::Spread;
+    use crate::simd::available;
+
+    /// Numbers whose first has so many in front of the next cache line.
+    fn behind_a_line<T: Number>(buffer: &mut Vec<T>, front: usize, len: usize, prime: usize) -> &mut [T] {
+        *buffer = (0..len + 2 * T::LANES).map(|i| T::from_f64((i * prime % 1009) as f64 / 300.0 - 1.5)).collect();
+        let start = (buffer.as_ptr().align_offset(size_of::<T::Chunk>()) + T::LANES - front) % T::LANES;
+        &mut buffer[start..start + len]
+    }
+
+    #[simd]
+    fn check<S: Simd, T: Number, const CENTRED: bool>(simd: S) {
+        let spread = if CENTRED { Spread::about_mean(1e-5) } else { Spread::about_zero(1e-5) };
+        for (vectors, rows) in [(9, 1), (5, 2), (6, 3), (16, 5), (9, 2)] {
+            let (features, len) = (vectors * T::LANES, rows * vectors * T::LANES);
+            let mut buffers = [const { Vec::new() }; 3];
+            let numbers =
+                |prime| (0..features.max(rows)).map(|i| T::from_f64((i * prime % 89) as f64 / 64.0 - 0.4)).collect();
+            let (gain, mean, low, rstd): (Vec<T>, Vec<T>, Vec<T>, Vec<T>) =
+                (numbers(31), numbers(37), numbers(41).iter().map(|&x: &T| x * T::epsilon()).collect(), numbers(43));
+            let zeros = vec![T::zero(); rows];
+            let (mean, low) = if CENTRED { (&mean[..rows], &low[..rows]) } else { (&zeros[..], &zeros[..]) };
+            let kept = KeptRows { mean, low, rstd: &rstd[..rows], exponent: &vec![0; rows] };
+            for (with_gain, front) in (1..T::LANES).flat_map(|front| [(true, front), (false, front)]) {
+                let gain = with_gain.then_some(&gain[..features]);
+                let layer = Layer { features, gain, bias: None, spread };
+                let [x, dy, dx] = &mut buffers;
+                let x = behind_a_line(x, front, len, 47);
+                let dy = behind_a_line(dy, front * 3 % T::LANES, len, 53);
+                let dx = behind_a_line(dx, front, len, 59);
+                assert_eq!(simd::front(dx), front);
+                // What is no number stays in its row.
+                (x[len - features], x[features - 1]) = (T::infinity(), T::nan());
+                let mut results = [(); 2].map(|()| (dx.to_vec(), numbers(61), numbers(67)));
+                let [(plain_dx, plain_dgain, plain_dbias), (line_dx, line_dgain, line_dbias)] = &mut results;
+                let mut columns = Columns { dgain: &mut plain_dgain[..features], dbias: &mut plain_dbias[..features] };
+                groups::<S, T, 1, 1, CENTRED, 0>(simd, &layer, &kept, x, dy, plain_dx, &mut columns, 0..rows);
+                let mut columns = Columns { dgain: &mut line_dgain[..features], dbias: &mut line_dbias[..features] };
+                lines::backward::<S, T, CENTRED>(simd, &layer, front, &kept, x, dy, dx, &mut columns);
+                line_dx.copy_from_slice(dx);
+                let [plain, lines] = results.map(|(dx, dgain, dbias)| [dx, dgain, dbias].concat());
+                for (i, (plain, lines)) in plain.iter().zip(&lines).enumerate() {
+                    let (plain, lines): (f64, f64) = ((*plain).into(), (*lines).into());
+                    let same = plain.to_bits() == lines.to_bits() || plain.is_nan() && lines.is_nan();
+                    assert!(same, "{plain} {lines}: {rows}×{features}, {front} in front, number {i}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_taken_by_lines_have_the_bits_of_rows_taken_from_their_start_on_every_level() {
+        for level in available() {
+            dispatch!(level, simd => {
+                check::<_, f32, true>(simd);
+                check::<_, f32, false>(simd);
+                check::<_, f64, true>(simd);
+                check::<_, f64, false>(simd);
+            });
+        }
+    }
 }

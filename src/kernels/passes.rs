@@ -7,7 +7,7 @@ use fearless_simd::{Simd, SimdBase};
 use crate::kernels::blocks::{chunks_from, first_of, last_of};
 use crate::kernels::kept::{Coefficients, Row, Sums};
 use crate::number::Number;
-use crate::simd::{Prefetch, TURNS, Tail, Vector, front_of, load, splat, vectors};
+use crate::simd::{Prefetch, TURNS, Tail, Turns, Vector, front_of, load, splat, vectors};
 
 /// Column sums of at most [`CHAIN`](crate::kernels::columns::CHAIN) rows.
 #[derive(Debug)]
@@ -59,15 +59,19 @@ impl<V: Copy> Lanes<V> {
         (gain * p * x, p * x)
     }
 
-    /// With the q and q·(x − mean) of a vector.
+    /// With the q and q·(x − mean) of a vector; `CENTRED` as in [`sums`].
     #[inline(always)]
-    fn add<S: Simd>(&self, (q, qd): &mut (V, V), gain: V, x: V, dy: V)
+    pub(crate) fn add<S: Simd, const CENTRED: bool>(&self, (q, qd): &mut (V, V), gain: V, x: V, dy: V)
     where
         V: SimdBase<S>,
     {
-        let terms = self.terms(gain, x, dy);
-        *q += terms.0;
-        *qd += terms.1;
+        if CENTRED {
+            let terms = self.terms(gain, x, dy);
+            *q += terms.0;
+            *qd += terms.1;
+        } else {
+            *qd += self.terms_about_zero(gain, x, dy).0;
+        }
     }
 }
 
@@ -205,31 +209,44 @@ pub(crate) fn sums_alone<S: Simd, T: Number>(
 ) -> Sums<T::Wide> {
     let (zero, lanes) = (splat(simd, T::zero()), Lanes::new(simd, row));
     let mut sums = [(zero, zero); TURNS];
+    add_all::<S, T, _, true>(simd, &lanes, gain, x, dy, &mut sums);
+    if !tail.is_empty() {
+        // Filled up with what adds nothing.
+        let (gain, x, dy) = (tail.load(gain, zero), tail.load(x, lanes.mean), tail.load(dy, zero));
+        // Not `sums[tail.turn]`: what is found by a number is in memory, not in registers.
+        if tail.turn == 0 {
+            lanes.add::<S, true>(&mut sums[0], gain, x, dy);
+        } else {
+            lanes.add::<S, true>(&mut sums[1], gain, x, dy);
+        }
+    }
+    let [(q, qd), other] = sums;
+    Sums::of_partial::<S, T>(simd, q + other.0, qd + other.1)
+}
+
+/// [`Lanes::add`] of all full vectors of a block.
+#[inline(always)]
+pub(crate) fn add_all<S: Simd, T: Number<Vector<S> = V>, V: SimdBase<S>, const CENTRED: bool>(
+    simd: S,
+    lanes: &Lanes<V>,
+    gain: &[T],
+    x: &[T],
+    dy: &[T],
+    sums: &mut Turns<(V, V)>,
+) {
     let [gains, xs, dys] = [gain, x, dy].map(vectors::<T>);
     let count = gains.pairs.len();
     let (pairs, x_pairs, dy_pairs) = (gains.pairs, &xs.pairs[..count], &dys.pairs[..count]);
     for i in 0..count {
         for t in 0..TURNS {
             let (gain, x) = (load::<S, T>(simd, &pairs[i][t]), load::<S, T>(simd, &x_pairs[i][t]));
-            lanes.add(&mut sums[t], gain, x, load::<S, T>(simd, &dy_pairs[i][t]));
+            lanes.add::<S, CENTRED>(&mut sums[t], gain, x, load::<S, T>(simd, &dy_pairs[i][t]));
         }
     }
     if let (Some(gain), Some(x), Some(dy)) = (gains.odd, xs.odd, dys.odd) {
         let (gain, x) = (load::<S, T>(simd, gain), load::<S, T>(simd, x));
-        lanes.add(&mut sums[0], gain, x, load::<S, T>(simd, dy));
+        lanes.add::<S, CENTRED>(&mut sums[0], gain, x, load::<S, T>(simd, dy));
     }
-    if !tail.is_empty() {
-        // Filled up with what adds nothing.
-        let (gain, x, dy) = (tail.load(gain, zero), tail.load(x, lanes.mean), tail.load(dy, zero));
-        // Not `sums[tail.turn]`: what is found by a number is in memory, not in registers.
-        if tail.turn == 0 {
-            lanes.add(&mut sums[0], gain, x, dy);
-        } else {
-            lanes.add(&mut sums[1], gain, x, dy);
-        }
-    }
-    let [(q, qd), other] = sums;
-    Sums::of_partial::<S, T>(simd, q + other.0, qd + other.1)
 }
 
 /// What the second pass needs of one row in every lane, or of a row in each.
@@ -258,6 +275,21 @@ impl<V: Copy> Second<V> {
     {
         let q = gain * (dy * self.row.rstd);
         if CENTRED { (q - self.k) - ((x - self.row.mean) - self.row.low) * self.m } else { q - x * self.m }
+    }
+
+    /// [`Second::dx`]; adds to those of dgain and dbias.
+    #[inline(always)]
+    pub(crate) fn write<S: Simd, const CENTRED: bool>(&self, gain: V, [x, dy]: [V; 2], [dgain, dbias]: &mut [V; 2]) -> V
+    where
+        V: SimdBase<S>,
+    {
+        if CENTRED {
+            *dgain += self.row.terms(gain, x, dy).2;
+            *dbias += dy;
+        } else {
+            *dgain += self.row.terms_about_zero(gain, x, dy).1;
+        }
+        self.dx::<S, CENTRED>(gain, x, dy)
     }
 }
 
@@ -311,9 +343,11 @@ pub(crate) fn write<S: Simd, T: Number, const P: usize, const CENTRED: bool>(
 }
 
 /// The second pass over some columns of each of `P` rows after [`sums_alone`]: adds to `columns`, too.
+///
+/// `CENTRED`: as in [`sums`].
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
-pub(crate) fn write_and_add<S: Simd, T: Number, const P: usize>(
+pub(crate) fn write_and_add<S: Simd, T: Number, const P: usize, const CENTRED: bool>(
     simd: S,
     tail: &Tail<S, T>,
     gain: &[T],
@@ -332,29 +366,31 @@ pub(crate) fn write_and_add<S: Simd, T: Number, const P: usize>(
         let (dgains, dbiases) = (&mut dgains[..count], &mut dbiases[..count]);
         for i in 0..count {
             let gain = load::<S, T>(simd, &gains[i]);
-            let (mut dgain, mut dbias) = (load::<S, T>(simd, &dgains[i]), load::<S, T>(simd, &dbiases[i]));
-            for r in 0..P {
-                let (x, dy) = (load::<S, T>(simd, &x[r][i]), load::<S, T>(simd, &dy[r][i]));
-                dgain += rows[r].row.terms(gain, x, dy).2;
-                dbias += dy;
-                rows[r].dx::<_, true>(gain, x, dy).store_array(&mut dx[r][i]);
+            let mut columns = [load::<S, T>(simd, &dgains[i]); 2];
+            if CENTRED {
+                columns[1] = load::<S, T>(simd, &dbiases[i]);
             }
-            dgain.store_array(&mut dgains[i]);
-            dbias.store_array(&mut dbiases[i]);
+            for r in 0..P {
+                let from = [load::<S, T>(simd, &x[r][i]), load::<S, T>(simd, &dy[r][i])];
+                rows[r].write::<_, CENTRED>(gain, from, &mut columns).store_array(&mut dx[r][i]);
+            }
+            columns[0].store_array(&mut dgains[i]);
+            if CENTRED {
+                columns[1].store_array(&mut dbiases[i]);
+            }
         }
     }
     if !tail.is_empty() {
         let gain = tail.load_all(gain);
-        let (mut dgain, mut dbias) = (tail.load_all(columns.dgain), tail.load_all(columns.dbias));
+        let mut column_sums = [tail.load_all(columns.dgain), tail.load_all(columns.dbias)];
         for r in 0..P {
             let (x, dy) = (tail.load_all(x[r]), tail.load_all(dy[r]));
-            tail.store_all(rows[r].dx::<_, true>(gain, x, dy), dx[r]);
+            tail.store_all(rows[r].dx::<_, CENTRED>(gain, x, dy), dx[r]);
             // Filled up with what adds nothing.
-            let dy = tail.keep(dy, splat(simd, T::zero()));
-            dgain += rows[r].row.terms(gain, tail.keep(x, rows[r].row.mean), dy).2;
-            dbias += dy;
+            let from = [tail.keep(x, rows[r].row.mean), tail.keep(dy, splat(simd, T::zero()))];
+            rows[r].write::<_, CENTRED>(gain, from, &mut column_sums);
         }
-        tail.store_all(dgain, columns.dgain);
-        tail.store_all(dbias, columns.dbias);
+        tail.store_all(column_sums[0], columns.dgain);
+        tail.store_all(column_sums[1], columns.dbias);
     }
 }

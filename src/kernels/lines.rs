@@ -1,0 +1,192 @@
+//! [`backward`](super::backward) of rows in memory that do not start where cache lines do.
+//!
+//! A large array begins 16 bytes behind a line as a rule, and of vectors that are counted from the start of a row each is in
+//! two lines, each of which is read twice. Where a row is a whole number of vectors, the lines lie alike in all rows, and
+//! rows are taken by them:
+//!
+//! ```text
+//!             row 0                row 1                row 2
+//! |······ 0 1 2|3 4 …|…|… a b ‖ 0 1 2|3 4 …|…|… a b ‖ 0 1 2|3 …
+//!    boundary 0   lines    boundary 1   lines    boundary 2
+//! ```
+//!
+//! A lane of the lines is another lane of the row, but what meets in a lane of the row meets in one of the lines, in the same
+//! order, and in turns as before. So the partial sums have the same bits, each in another lane: they are moved before their
+//! tree is added up. At a boundary, lanes of the other row are filled up with what adds nothing.
+//!
+//! The columns belong to the second pass: in the first, what is stored to them would wait behind the dx of the row before, and
+//! that waits for memory.
+
+use fearless_simd::{Select, Simd, SimdBase, u8x64};
+use fearless_simd_macros::simd;
+
+use crate::kernels::kept::{KeptRows, Row};
+use crate::kernels::normalize::{Layer, Place};
+use crate::kernels::passes::{Columns, Lanes, Second, add_all, write_and_add};
+use crate::number::Number;
+use crate::simd::{Prefetch, TURNS, Tail, Vector, splat, tree};
+
+/// Vectors of the longest rows that are best read and written one by one where memory sets the pace.
+pub(crate) const ALONE: usize = 72;
+
+/// Bytes that follow each other in memory, too: no CPU reads ahead beyond.
+const PAGE: usize = 4096;
+
+/// Whether rows of arrays that do not start at a cache line are best taken so.
+#[inline(always)]
+pub(crate) fn pays<S: Simd, T: Number>(_simd: S, layer: &Layer<'_, T>, place: Place) -> bool {
+    let (vectors, rest) = (layer.features / T::LANES, layer.features % T::LANES);
+    S::f32s::LEN >= 16 && place == Place::Memory && rest == 0 && (5..=ALONE).contains(&vectors)
+}
+
+/// Where the lines are in rows of a whole number of vectors.
+#[derive(Clone, Copy)]
+struct Lines<S: Simd, T: Number> {
+    simd: S,
+    features: usize,
+    /// Elements of a row in front of its first line; never 0.
+    front: usize,
+    /// Elements of a row behind its last line.
+    rest: usize,
+    /// The lanes of a boundary that begin a row.
+    begin: <Vector<S, T> as SimdBase<S>>::Mask,
+    /// Moves lanes of the lines to where they are in a row.
+    to_row: u8x64<S>,
+}
+
+impl<S: Simd, T: Number> Lines<S, T> {
+    #[inline(always)]
+    fn new(simd: S, features: usize, front: usize) -> Self {
+        let rest = T::LANES - front;
+        let lane = Vector::<S, T>::from_fn(
+            simd,
+            #[inline(always)]
+            |lane| T::from_f64(lane as f64),
+        );
+        let to_row = u8x64::from_fn(
+            simd,
+            #[inline(always)]
+            |byte| ((byte + rest * size_of::<T>()) % size_of::<T::Chunk>()) as u8,
+        );
+        Self { simd, features, front, rest, begin: lane.simd_ge(splat(simd, T::from_f64(rest as f64))), to_row }
+    }
+
+    /// The boundary between rows that end and begin at element `at`; where that is an end of the array, its other lanes
+    /// are any.
+    #[inline(always)]
+    fn boundary(&self, rows: &[T], at: usize) -> Vector<S, T> {
+        if let Some(start) = at.checked_sub(self.rest)
+            && let Some(line) = rows.get(start..start + T::LANES)
+        {
+            return Vector::<S, T>::from_slice(self.simd, line);
+        }
+        self.ends(&rows[at.saturating_sub(self.features)..][..self.features])
+    }
+
+    /// Both ends of a row, each as it lies in its boundary.
+    #[inline(always)]
+    fn ends(&self, row: &[T]) -> Vector<S, T> {
+        let mut line = splat(self.simd, T::zero());
+        line.as_mut_slice()[..self.rest].copy_from_slice(&row[self.features - self.rest..]);
+        line.as_mut_slice()[self.rest..].copy_from_slice(&row[..self.front]);
+        line
+    }
+
+    /// Writes what [`Lines::ends`] reads.
+    #[inline(always)]
+    fn write_ends(&self, line: Vector<S, T>, row: &mut [T]) {
+        row[self.features - self.rest..].copy_from_slice(&line.as_slice()[..self.rest]);
+        row[..self.front].copy_from_slice(&line.as_slice()[self.rest..]);
+    }
+}
+
+/// Rows that need not be rescaled, of one block each, for which this [`pays`]; `front` is that of `dx`, and better of all arrays.
+///
+/// `CENTRED`: as the spread of the layer.
+#[simd]
+#[inline(never)]
+#[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
+pub(crate) fn backward<S: Simd, T: Number, const CENTRED: bool>(
+    simd: S,
+    layer: &Layer<'_, T>,
+    front: usize,
+    kept: &KeptRows<'_, T>,
+    x: &[T],
+    dy: &[T],
+    dx: &mut [T],
+    columns: &mut Columns<'_, T>,
+) {
+    let (features, zero) = (layer.features, splat(simd, T::zero()));
+    let lines = Lines::<S, T>::new(simd, features, front);
+    let within = front..features - lines.rest;
+    let whole = Tail::new(simd, within.len());
+    let gain = layer.gain(0, features);
+    let gain_ends = lines.ends(gain);
+    let mut column_ends = [lines.ends(columns.dgain), lines.ends(columns.dbias)];
+    let mut boundary = [lines.boundary(x, 0), lines.boundary(dy, 0)];
+    let mut ended = zero;
+    for row in 0..kept.mean.len() {
+        let (start, end) = (row * features, (row + 1) * features);
+        let inner = start + within.start..start + within.end;
+        let row = Row::kept(kept, row);
+        let lanes = Lanes::new(simd, &row);
+
+        let mut sums = [(zero, zero); TURNS];
+        let begin = [lines.begin.select(boundary[0], lanes.mean), lines.begin.select(boundary[1], zero)];
+        lanes.add::<S, CENTRED>(&mut sums[1], gain_ends, begin[0], begin[1]);
+        add_all::<S, T, _, CENTRED>(
+            simd,
+            &lanes,
+            &gain[within.clone()],
+            &x[inner.clone()],
+            &dy[inner.clone()],
+            &mut sums,
+        );
+        // Not earlier: the CPU reads ahead best where lines are read in order.
+        boundary = [lines.boundary(x, end), lines.boundary(dy, end)];
+        let last = [lines.begin.select(lanes.mean, boundary[0]), lines.begin.select(zero, boundary[1])];
+        // Not `sums[turn]`: what is found by a number is in memory, not in registers.
+        if whole.turn == 0 {
+            lanes.add::<S, CENTRED>(&mut sums[0], gain_ends, last[0], last[1]);
+        } else {
+            lanes.add::<S, CENTRED>(&mut sums[1], gain_ends, last[0], last[1]);
+        }
+        let [(q, qd), other] = sums;
+        let mut partial = [q + other.0, qd + other.1];
+        // A loop: what `array::map` calls is compiled without the instruction set.
+        for partial in &mut partial {
+            *partial = tree(simd, &mut [partial.swizzle_dyn(lines.to_row)]);
+        }
+        let [q, qd] = [partial[0][0].into(), partial[1][0].into()];
+        let second = Second::new(simd, &row, &row.coefficients(q, qd, layer));
+
+        for array in [x, dy] {
+            ask_for_page(array, end..end + features);
+        }
+        let began = second.write::<S, CENTRED>(gain_ends, begin, &mut column_ends);
+        if start > 0 {
+            lines.begin.select(began, ended).store_slice(&mut dx[start - lines.rest..start + front]);
+        } else {
+            dx[..front].copy_from_slice(&began.as_slice()[lines.rest..]);
+        }
+        let (x, dy, dx) = (&x[inner.clone()], &dy[inner.clone()], &mut dx[inner]);
+        let columns = &mut columns.part(within.clone());
+        write_and_add::<S, T, 1, CENTRED>(simd, &whole, &gain[within.clone()], &[second], [x], [dy], [dx], columns);
+        ended = second.write::<S, CENTRED>(gain_ends, last, &mut column_ends);
+    }
+    let end = kept.mean.len() * features;
+    dx[end - lines.rest..end].copy_from_slice(&ended.as_slice()[..lines.rest]);
+    lines.write_ends(column_ends[0], columns.dgain);
+    lines.write_ends(column_ends[1], columns.dbias);
+}
+
+/// Asks for the first line of the page that begins in the row behind the boundary line of `next`, if one does.
+#[inline(always)]
+fn ask_for_page<T: Number>(array: &[T], next: std::ops::Range<usize>) {
+    let (line, size) = (T::LANES, size_of::<T>());
+    let address = array.as_ptr().addr() + (next.start + line) * size;
+    let page = next.start + line + (PAGE - address % PAGE) / size;
+    if page < next.end + line {
+        Prefetch::lines([Prefetch::these(array)], page);
+    }
+}
