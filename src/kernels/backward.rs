@@ -37,7 +37,7 @@ use crate::kernels::lines::{self, ALONE};
 use crate::kernels::normalize::{Layer, Place};
 use crate::kernels::passes::{Columns, Second, asked_for, sums, sums_alone, write, write_and_add};
 use crate::number::{Number, times_power_of_two};
-use crate::simd::{self, Prefetch, Tail, Vector, is_avx2, splat, tree};
+use crate::simd::{self, Prefetch, Tail, Vector, ask_for_page, asks_for_pages, is_avx2, splat, tree};
 
 /// dx of rows of any number of features, side by side in `x`, `dy` and `dx`; adds their columns to `columns`.
 ///
@@ -141,15 +141,23 @@ fn groups<S: Simd, T: Number, const R: usize, const P: usize, const CENTRED: boo
     let (at, group_len) = (first * features..end * features, R * features);
     let tail = Tail::new(simd, features.min(T::BLOCK));
     let gain = layer.gain(0, tail.len());
-    let (mut x, mut dy, mut dx) = (&x[at.clone()], &dy[at.clone()], &mut dx[at]);
+    let (mut x, mut dy, mut outputs) = (&x[at.clone()], &dy[at.clone()], &mut dx[at]);
     // Not `chunks_exact`, whose divisions are felt where there is one short row.
     while let (Some(x), Some(dy), Some(dx)) =
-        (x.split_off(..group_len), dy.split_off(..group_len), dx.split_off_mut(..group_len))
+        (x.split_off(..group_len), dy.split_off(..group_len), outputs.split_off_mut(..group_len))
     {
         let mut group = Group::<T, R>::new(kept, first);
         let prefetch = asked_for::<T, A>(all, first * features, dx);
         if features <= T::BLOCK {
             group.sum_blocks::<S, P, CENTRED, A>(simd, &tail, layer, x, dy, columns, prefetch);
+            // On AVX-512 rows are taken alone if they come from memory, or are the last.
+            if const { asks_for_pages::<S>() && R == 1 } {
+                let next = (first + 1) * features..(first + 2) * features;
+                ask_for_page(outputs, 0..features);
+                for array in all {
+                    ask_for_page(array, next.clone());
+                }
+            }
             group.write::<S, CENTRED>(simd, &tail, gain, features, 0, x, dy, dx);
         } else {
             group.sum_long_rows::<S, P, CENTRED, A>(simd, layer, x, dy, columns, prefetch);

@@ -24,13 +24,10 @@ use crate::kernels::kept::{KeptRows, Row};
 use crate::kernels::normalize::{Layer, Place};
 use crate::kernels::passes::{Columns, Lanes, Second, add_all, write_and_add};
 use crate::number::Number;
-use crate::simd::{Prefetch, TURNS, Tail, Vector, splat, tree};
+use crate::simd::{TURNS, Tail, Vector, ask_for_page, splat, tree};
 
 /// Vectors of the longest rows that are best read and written one by one where memory sets the pace.
 pub(crate) const ALONE: usize = 72;
-
-/// Bytes that follow each other in memory, too: no CPU reads ahead beyond.
-const PAGE: usize = 4096;
 
 /// Whether rows of arrays that do not start at a cache line are best taken so.
 #[inline(always)]
@@ -178,15 +175,4 @@ pub(crate) fn backward<S: Simd, T: Number, const CENTRED: bool>(
     dx[end - lines.rest..end].copy_from_slice(&ended.as_slice()[..lines.rest]);
     lines.write_ends(column_ends[0], columns.dgain);
     lines.write_ends(column_ends[1], columns.dbias);
-}
-
-/// Asks for the first line of the page that begins in the row behind the boundary line of `next`, if one does.
-#[inline(always)]
-fn ask_for_page<T: Number>(array: &[T], next: std::ops::Range<usize>) {
-    let (line, size) = (T::LANES, size_of::<T>());
-    let address = array.as_ptr().addr() + (next.start + line) * size;
-    let page = next.start + line + (PAGE - address % PAGE) / size;
-    if page < next.end + line {
-        Prefetch::lines([Prefetch::these(array)], page);
-    }
 }

@@ -9,7 +9,7 @@ use crate::kernels::moments::sampled;
 use crate::kernels::narrow::{Folded, at, vectors};
 use crate::kernels::normalize::{self, Lanes, Layer, Place, SavedRows};
 use crate::number::Number;
-use crate::simd::{Prefetch, TURNS, Tail, Vector, fold, is_avx2, splat, tree_of_folded};
+use crate::simd::{Prefetch, TURNS, Tail, Vector, ask_for_page, asks_for_pages, fold, is_avx2, splat, tree_of_folded};
 
 /// Bytes of the longest rows that are summed ahead: what is written was read a row ago, and should still be in L2.
 const LONGEST: usize = 224 * 1024;
@@ -143,13 +143,15 @@ fn groups<S: Simd, T: Number, const R: usize, const N: usize, const CENTRED: boo
     let tail = Tail::new(simd, features);
     let gain = vectors::<S, T, N>(simd, features, layer.gain(0, features), 0);
     let bias = vectors::<S, T, N>(simd, features, layer.bias(0, features), 0);
+    let (all, mut outputs) = (x, y);
     let mut to_sample = x.chunks_exact(R * features);
     let mut next = splat(simd, T::zero());
     if ahead && let Some(x) = to_sample.next() {
         next = near_means_of::<S, T, R, N, CENTRED>(simd, &tail, x);
     }
     let mut first = 0;
-    for (x, y) in x.chunks_exact(R * features).zip(y.chunks_exact_mut(R * features)) {
+    let mut inputs = x.chunks_exact(R * features);
+    while let (Some(x), Some(y)) = (inputs.next(), outputs.split_off_mut(..R * features)) {
         let mut near = next;
         if let Some(x) = to_sample.next() {
             next = near_means_of::<S, T, R, N, CENTRED>(simd, &tail, x);
@@ -159,6 +161,10 @@ fn groups<S: Simd, T: Number, const R: usize, const N: usize, const CENTRED: boo
         }
         let sums = trees::<S, T, R, N, CENTRED>(simd, &tail, x, near);
         let group = Group::<T, R>::of_trees(simd, &tail, x, near, sums, spread);
+        if const { asks_for_pages::<S>() } && !ahead {
+            ask_for_page(outputs, 0..R * features);
+            ask_for_page(all, (first + R) * features..(first + 2 * R) * features);
+        }
         for r in 0..R {
             write_row::<S, T, N, CENTRED>(simd, features, group.lanes(simd, r), &gain, &bias, x, y, r);
         }
