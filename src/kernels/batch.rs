@@ -39,7 +39,7 @@ use fearless_simd_macros::simd;
 
 use crate::kernels::moments::Spread;
 use crate::number::{Number, Wide};
-use crate::simd::{DISTANCE, Prefetch, Tail, is_avx2, load, pairs, splat};
+use crate::simd::{DISTANCE, Prefetch, Tail, ask_for_page, asks_for_pages, is_avx2, load, pairs, splat};
 
 /// The most rows of a sample: their mean is within σ of μ but for one in 15,000 normal columns.
 pub(crate) const SAMPLE: usize = 16;
@@ -82,6 +82,15 @@ impl<'a, T: Number> Block<'a, T> {
             Prefetch::these(self.rows).skip((row + below) * self.stride + columns.start)
         } else {
             Prefetch::NONE
+        }
+    }
+
+    /// Asks for the page that these columns of the row below go over to: on AVX-512, where rows are taken one by one.
+    #[inline(always)]
+    fn ask_for_page<S: Simd, const R: usize>(&self, row: usize, columns: &Range<usize>) {
+        if const { R == 1 && asks_for_pages::<S>() } {
+            let below = (row + 1) * self.stride;
+            ask_for_page(self.rows, below + columns.start..below + columns.end);
         }
     }
 
@@ -277,6 +286,10 @@ fn add_rows<S: Simd, T: Number, const BACK: bool, const R: usize>(
         let about = &about[tile.clone()];
         let sums = &mut Sums { products: &mut sums.products[tile.clone()], terms: &mut sums.terms[tile.clone()] };
         for first in rows.clone().step_by(R) {
+            x.ask_for_page::<S, R>(first, &tile);
+            if BACK {
+                dy.ask_for_page::<S, R>(first, &tile);
+            }
             let of_dy = if BACK { dy.prefetch::<S, R>(first, &tile) } else { Prefetch::NONE };
             let prefetch = [x.prefetch::<S, R>(first, &tile), of_dy];
             let (x, dy) = (x.group(first, &tile), dy.group(first, &tile));

@@ -87,6 +87,10 @@ fn write_rows<'a, S: Simd, T: Number, const BACK: bool, const R: usize>(
         let columns = if BACK { [mean, low, scale, k, m] } else { [mean, low, scale, bias, bias] };
         let tail = Tail::new(simd, len);
         for (first, out) in rows.clone().step_by(R).zip(groups.iter_mut()) {
+            x.ask_for_page::<S, R>(first, &tile);
+            if BACK {
+                back.dy.ask_for_page::<S, R>(first, &tile);
+            }
             let of_dy = if BACK { back.dy.prefetch::<S, R>(first, &tile) } else { Prefetch::NONE };
             let prefetch = [x.prefetch::<S, R>(first, &tile), of_dy];
             let (x, dy) = (x.group(first, &tile), back.dy.group(first, &tile));
