@@ -264,7 +264,7 @@ pub(crate) fn sums<S: Simd, T: Number>(
 pub(super) fn are_together<S: Simd, T: Number>(streams: bool, columns: usize) -> bool {
     // Where memory sets the pace, it is fastest where rows are read one after the other, unless a tile is left for the next
     // row anyway; on AVX2 that row has been asked for.
-    !(streams && (is_avx2::<S>() || columns < TILE * T::LANES))
+    !(streams && (is_avx2::<S>() || columns <= TILE * T::LANES))
 }
 
 /// `R` rows at a time; `R` divides their number. Returns the row after the last.
