@@ -141,10 +141,10 @@ fn groups<S: Simd, T: Number, const R: usize, const P: usize, const CENTRED: boo
     let (at, group_len) = (first * features..end * features, R * features);
     let tail = Tail::new(simd, features.min(T::BLOCK));
     let gain = layer.gain(0, tail.len());
-    let (mut x, mut dy, mut outputs) = (&x[at.clone()], &dy[at.clone()], &mut dx[at]);
+    let (mut x, mut dy, mut dx) = (&x[at.clone()], &dy[at.clone()], &mut dx[at]);
     // Not `chunks_exact`, whose divisions are felt where there is one short row.
     while let (Some(x), Some(dy), Some(dx)) =
-        (x.split_off(..group_len), dy.split_off(..group_len), outputs.split_off_mut(..group_len))
+        (x.split_off(..group_len), dy.split_off(..group_len), dx.split_off_mut(..group_len))
     {
         let mut group = Group::<T, R>::new(kept, first);
         let prefetch = asked_for::<T, A>(all, first * features, dx);
@@ -153,7 +153,6 @@ fn groups<S: Simd, T: Number, const R: usize, const P: usize, const CENTRED: boo
             // On AVX-512 rows are taken alone if they come from memory, or are the last.
             if const { asks_for_pages::<S>() && R == 1 } {
                 let next = (first + 1) * features..(first + 2) * features;
-                ask_for_page(outputs, 0..features);
                 for array in all {
                     ask_for_page(array, next.clone());
                 }
