@@ -176,3 +176,94 @@ pub(crate) fn backward<S: Simd, T: Number, const CENTRED: bool>(
     lines.write_ends(column_ends[0], columns.dgain);
     lines.write_ends(column_ends[1], columns.dbias);
 }
+
+#[cfg(test)]
+mod tests {
+    use fearless_simd::dispatch;
+
+    use super::*;
+    use crate::kernels::moments::Spread;
+    use crate::kernels::passes::{sums, write};
+    use crate::simd::{self, available};
+
+    /// Both passes over each row, from its start.
+    #[inline(always)]
+    fn backward_from_the_start<S: Simd, T: Number, const CENTRED: bool>(
+        simd: S,
+        layer: &Layer<'_, T>,
+        kept: &KeptRows<'_, T>,
+        [x, dy]: [&[T]; 2],
+        dx: &mut [T],
+        columns: &mut Columns<'_, T>,
+    ) {
+        let features = layer.features;
+        let (tail, gain) = (Tail::new(simd, features), layer.gain(0, features));
+        let inputs = x.chunks_exact(features).zip(dy.chunks_exact(features));
+        for (i, ((x, dy), dx)) in inputs.zip(dx.chunks_exact_mut(features)).enumerate() {
+            let row = Row::kept(kept, i);
+            let [(q, qd)] = sums::<S, T, 1, CENTRED, 0>(simd, &tail, gain, &[row], [x], [dy], columns, []);
+            let (q, qd) = (tree(simd, &mut [q])[0].into(), tree(simd, &mut [qd])[0].into());
+            let second = Second::new(simd, &row, &row.coefficients(q, qd, layer));
+            write::<S, T, 1, CENTRED>(simd, &tail, gain, &[second], [x], [dy], [dx]);
+        }
+    }
+
+    /// Numbers whose first has so many in front of the next cache line.
+    fn behind_a_line<T: Number>(buffer: &mut Vec<T>, front: usize, len: usize, prime: usize) -> &mut [T] {
+        *buffer = (0..len + 2 * T::LANES).map(|i| T::from_f64((i * prime % 1009) as f64 / 300.0 - 1.5)).collect();
+        let start = (buffer.as_ptr().align_offset(size_of::<T::Chunk>()) + T::LANES - front) % T::LANES;
+        &mut buffer[start..start + len]
+    }
+
+    #[simd]
+    fn check<S: Simd, T: Number, const CENTRED: bool>(simd: S) {
+        let spread = if CENTRED { Spread::about_mean(1e-5) } else { Spread::about_zero(1e-5) };
+        for (vectors, rows) in [(9, 1), (5, 2), (6, 3), (16, 5), (9, 2)] {
+            let (features, len) = (vectors * T::LANES, rows * vectors * T::LANES);
+            let mut buffers = [const { Vec::new() }; 3];
+            let numbers =
+                |prime| (0..features.max(rows)).map(|i| T::from_f64((i * prime % 89) as f64 / 64.0 - 0.4)).collect();
+            let (gain, mean, low, rstd): (Vec<T>, Vec<T>, Vec<T>, Vec<T>) =
+                (numbers(31), numbers(37), numbers(41).iter().map(|&x: &T| x * T::epsilon()).collect(), numbers(43));
+            let zeros = vec![T::zero(); rows];
+            let (mean, low) = if CENTRED { (&mean[..rows], &low[..rows]) } else { (&zeros[..], &zeros[..]) };
+            let kept = KeptRows { mean, low, rstd: &rstd[..rows], exponent: &vec![0; rows] };
+            for (with_gain, front) in (1..T::LANES).flat_map(|front| [(true, front), (false, front)]) {
+                let gain = with_gain.then_some(&gain[..features]);
+                let layer = Layer { features, gain, bias: None, spread };
+                let [x, dy, dx] = &mut buffers;
+                let x = behind_a_line(x, front, len, 47);
+                let dy = behind_a_line(dy, front * 3 % T::LANES, len, 53);
+                let dx = behind_a_line(dx, front, len, 59);
+                assert_eq!(simd::front(dx), front);
+                // What is no number stays in its row.
+                (x[len - features], x[features - 1]) = (T::infinity(), T::nan());
+                let mut results = [(); 2].map(|()| (dx.to_vec(), numbers(61), numbers(67)));
+                let [(plain_dx, plain_dgain, plain_dbias), (line_dx, line_dgain, line_dbias)] = &mut results;
+                let mut columns = Columns { dgain: &mut plain_dgain[..features], dbias: &mut plain_dbias[..features] };
+                backward_from_the_start::<S, T, CENTRED>(simd, &layer, &kept, [x, dy], plain_dx, &mut columns);
+                let mut columns = Columns { dgain: &mut line_dgain[..features], dbias: &mut line_dbias[..features] };
+                backward::<S, T, CENTRED>(simd, &layer, front, &kept, x, dy, dx, &mut columns);
+                line_dx.copy_from_slice(dx);
+                let [plain, lines] = results.map(|(dx, dgain, dbias)| [dx, dgain, dbias].concat());
+                for (i, (plain, lines)) in plain.iter().zip(&lines).enumerate() {
+                    let (plain, lines): (f64, f64) = ((*plain).into(), (*lines).into());
+                    let same = plain.to_bits() == lines.to_bits() || plain.is_nan() && lines.is_nan();
+                    assert!(same, "{plain} {lines}: {rows}×{features}, {front} in front, number {i}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_taken_by_lines_have_the_bits_of_rows_taken_from_their_start_on_every_level() {
+        for level in available() {
+            dispatch!(level, simd => {
+                check::<_, f32, true>(simd);
+                check::<_, f32, false>(simd);
+                check::<_, f64, true>(simd);
+                check::<_, f64, false>(simd);
+            });
+        }
+    }
+}
