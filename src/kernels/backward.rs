@@ -37,7 +37,7 @@ use crate::kernels::lines::{self, ALONE};
 use crate::kernels::normalize::{Layer, Place};
 use crate::kernels::passes::{Columns, Second, asked_for, sums, sums_alone, write, write_and_add};
 use crate::number::{Number, times_power_of_two};
-use crate::simd::{self, Prefetch, Tail, Vector, ask_for_page, asks_for_pages, is_avx2, splat, tree};
+use crate::simd::{self, Prefetch, Tail, Vector, ask_for_page, is_avx2, is_avx512, splat, tree};
 
 /// dx of rows of any number of features, side by side in `x`, `dy` and `dx`; adds their columns to `columns`.
 ///
@@ -88,7 +88,7 @@ fn plain_rows<S: Simd, T: Number, const CENTRED: bool>(
     columns: &mut Columns<'_, T>,
 ) {
     let front = simd::front(dx);
-    if const { S::f32s::LEN >= 16 } && front > 0 && lines::pays(simd, layer, place) {
+    if const { is_avx512::<S>() } && front > 0 && lines::pays(simd, layer, place) {
         return lines::backward::<S, T, CENTRED>(simd, layer, front, kept, x, dy, dx, columns);
     }
     let rows = kept.mean.len();
@@ -151,7 +151,7 @@ fn groups<S: Simd, T: Number, const R: usize, const P: usize, const CENTRED: boo
         if features <= T::BLOCK {
             group.sum_blocks::<S, P, CENTRED, A>(simd, &tail, layer, x, dy, columns, prefetch);
             // On AVX-512 rows are taken alone if they come from memory, or are the last.
-            if const { asks_for_pages::<S>() && R == 1 } {
+            if const { is_avx512::<S>() && R == 1 } {
                 let next = (first + 1) * features..(first + 2) * features;
                 for array in all {
                     ask_for_page(array, next.clone());

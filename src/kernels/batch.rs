@@ -39,7 +39,7 @@ use fearless_simd_macros::simd;
 
 use crate::kernels::moments::Spread;
 use crate::number::{Number, Wide};
-use crate::simd::{DISTANCE, Prefetch, Tail, ask_for_page, asks_for_pages, is_avx2, load, pairs, splat};
+use crate::simd::{DISTANCE, Prefetch, Tail, ask_for_page, is_avx2, is_avx512, load, pairs, splat};
 
 /// The most rows of a sample: their mean is within σ of μ but for one in 15,000 normal columns.
 pub(crate) const SAMPLE: usize = 16;
@@ -88,7 +88,7 @@ impl<'a, T: Number> Block<'a, T> {
     /// Asks for the page that these columns of the row below go over to: on AVX-512, where rows are taken one by one.
     #[inline(always)]
     fn ask_for_page<S: Simd, const R: usize>(&self, row: usize, columns: &Range<usize>) {
-        if const { R == 1 && asks_for_pages::<S>() } {
+        if const { R == 1 && is_avx512::<S>() } {
             let below = (row + 1) * self.stride;
             ask_for_page(self.rows, below + columns.start..below + columns.end);
         }

@@ -24,7 +24,7 @@ use crate::kernels::kept::{KeptRows, Row};
 use crate::kernels::normalize::{Layer, Place};
 use crate::kernels::passes::{Columns, Lanes, Second, add_all, write_and_add};
 use crate::number::Number;
-use crate::simd::{TURNS, Tail, Vector, ask_for_page, splat, tree};
+use crate::simd::{TURNS, Tail, Vector, ask_for_page, is_avx512, splat, tree};
 
 /// Vectors of the longest rows that are best read and written one by one where memory sets the pace.
 pub(crate) const ALONE: usize = 72;
@@ -33,7 +33,7 @@ pub(crate) const ALONE: usize = 72;
 #[inline(always)]
 pub(crate) fn pays<S: Simd, T: Number>(_simd: S, layer: &Layer<'_, T>, place: Place) -> bool {
     let (vectors, rest) = (layer.features / T::LANES, layer.features % T::LANES);
-    S::f32s::LEN >= 16 && place == Place::Memory && rest == 0 && (5..=ALONE).contains(&vectors)
+    is_avx512::<S>() && place == Place::Memory && rest == 0 && (5..=ALONE).contains(&vectors)
 }
 
 /// Where the lines are in rows of a whole number of vectors.
@@ -97,7 +97,9 @@ impl<S: Simd, T: Number> Lines<S, T> {
     }
 }
 
-/// Rows that need not be rescaled, of one block each, for which this [`pays`]; `front` is that of `dx`, and better of all arrays.
+/// Rows that need not be rescaled, of one block each.
+///
+/// `front`: elements of `dx` in front of its first cache line. It [`pays`] most where x, dy and the columns have as many.
 ///
 /// `CENTRED`: as the spread of the layer.
 #[simd]

@@ -25,7 +25,7 @@ use crate::kernels::group::{Group, near_means_of};
 use crate::kernels::moments::{Spread, Statistics, row_moments};
 use crate::kernels::rescale::{Rescaled, rescale, rescued};
 use crate::number::{LARGEST_BLOCK, Number};
-use crate::simd::{Tail, Vector, ask_for_page, asks_for_pages, front_of, load, splat};
+use crate::simd::{Tail, Vector, ask_for_page, front_of, is_avx512, load, splat};
 
 /// Gain and bias of a block of features: ones and zeros where the layer has none.
 #[derive(Clone, Copy, Debug)]
@@ -206,7 +206,7 @@ fn groups<S: Simd, T: Number, const R: usize, const P: usize, const CENTRED: boo
         } else {
             Group::of_long_rows(simd, features, x, spread)
         };
-        if const { asks_for_pages::<S>() } && !ahead {
+        if const { is_avx512::<S>() } && !ahead {
             ask_for_page(outputs, 0..group_len);
             ask_for_page(inputs, 0..group_len);
         }

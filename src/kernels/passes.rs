@@ -7,7 +7,7 @@ use fearless_simd::{Simd, SimdBase};
 use crate::kernels::blocks::{chunks_from, first_of, last_of};
 use crate::kernels::kept::{Coefficients, Row, Sums};
 use crate::number::Number;
-use crate::simd::{Prefetch, TURNS, Tail, Turns, Vector, front_of, load, splat, vectors};
+use crate::simd::{Prefetch, TURNS, Tail, Turns, Vector, front_of, is_avx512, load, splat, vectors};
 
 /// Column sums of at most [`CHAIN`](crate::kernels::columns::CHAIN) rows.
 #[derive(Debug)]
@@ -308,7 +308,7 @@ pub(crate) fn write<S: Simd, T: Number, const P: usize, const CENTRED: bool>(
 ) {
     // On AVX-512 the loads of a row alone meet lines then, too, as a rule: from memory that takes 0.93 to 1 of the time. (Without
     // mean it takes longer.)
-    let alone = const { S::f32s::LEN >= 16 && CENTRED };
+    let alone = const { is_avx512::<S>() && CENTRED };
     let front = front_of(&dx, alone);
     if (const { P > 1 } || alone) && front > 0 {
         let [gain] = first_of::<S, T, 1>(simd, [gain]);

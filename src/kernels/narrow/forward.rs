@@ -9,7 +9,7 @@ use crate::kernels::moments::sampled;
 use crate::kernels::narrow::{Folded, at, vectors};
 use crate::kernels::normalize::{self, Lanes, Layer, Place, SavedRows};
 use crate::number::Number;
-use crate::simd::{Prefetch, TURNS, Tail, Vector, ask_for_page, asks_for_pages, fold, is_avx2, splat, tree_of_folded};
+use crate::simd::{Prefetch, TURNS, Tail, Vector, ask_for_page, fold, is_avx2, is_avx512, splat, tree_of_folded};
 
 /// Bytes of the longest rows that are summed ahead: what is written was read a row ago, and should still be in L2.
 const LONGEST: usize = 224 * 1024;
@@ -161,7 +161,7 @@ fn groups<S: Simd, T: Number, const R: usize, const N: usize, const CENTRED: boo
         }
         let sums = trees::<S, T, R, N, CENTRED>(simd, &tail, x, near);
         let group = Group::<T, R>::of_trees(simd, &tail, x, near, sums, spread);
-        if const { asks_for_pages::<S>() } && !ahead {
+        if const { is_avx512::<S>() } && !ahead {
             ask_for_page(outputs, 0..R * features);
             ask_for_page(all, (first + R) * features..(first + 2 * R) * features);
         }
