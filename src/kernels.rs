@@ -35,6 +35,7 @@ use crate::simd::Prefetch;
 #[cfg(feature = "rnn")]
 pub(crate) mod activations;
 pub(crate) mod ahead;
+pub(crate) mod alone;
 pub(crate) mod backward;
 pub(crate) mod batch;
 pub(crate) mod blocks;

@@ -11,7 +11,7 @@ const FLOORS: [&[&str]; 29] = [
     &["kernels/rescale", "kernels/blocks", "kernels/group"],
     &["kernels/normalize"],
     &["kernels/kept"],
-    &["kernels/ahead", "kernels/passes", "kernels/batch"],
+    &["kernels/ahead", "kernels/alone", "kernels/passes", "kernels/batch"],
     &["kernels/narrow/forward", "kernels/column", "kernels/batch/write", "kernels/lines"],
     &["kernels/backward", "kernels/second_order", "kernels/weights"],
     &["kernels/narrow/backward"],

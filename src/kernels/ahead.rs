@@ -224,86 +224,41 @@ fn write_and_sum<S: Simd, T: Number, const CENTRED: bool, const A: usize>(
 
 #[cfg(test)]
 mod tests {
-    use fearless_simd::{Level, dispatch};
+    use fearless_simd::dispatch;
 
     use super::*;
-    use crate::kernels::normalize;
-    use crate::simd::{available, is_avx2, name};
+    use crate::kernels::normalize::check_bits;
+    use crate::simd::{available, is_avx2};
 
-    /// y, mean, low, rstd and exponent.
-    type Outcome<T> = [Vec<T>; 5];
-
-    /// By way of [`forward`], for arrays at that place, or by that of [`normalize`].
     #[simd]
-    fn run<S: Simd, T: Number>(simd: S, here: Option<Place>, layer: &Layer<'_, T>, x: &[T]) -> Outcome<T> {
-        let rows = x.len() / layer.features;
-        let [mut mean, mut low, mut rstd] = [(); 3].map(|()| vec![T::nan(); rows]);
-        let (mut y, mut exponent) = (vec![T::nan(); x.len()], vec![7; rows]);
-        let mut saved = Some(SavedRows { mean: &mut mean, low: &mut low, rstd: &mut rstd, exponent: &mut exponent });
+    fn run<S: Simd, T: Number>(
+        simd: S,
+        place: Place,
+        layer: &Layer<'_, T>,
+        x: &[T],
+        y: &mut [T],
+        saved: &mut Option<SavedRows<'_, T>>,
+    ) -> bool {
         // Nowhere else does it run, and the scalar fallback takes minutes to compile.
-        if const { is_avx2::<S>() }
-            && let Some(place) = here
-        {
-            forward(simd, layer, place, x, &mut y, &mut saved);
-        } else {
-            normalize::forward(simd, layer, false, x, &mut y, saved);
+        if const { is_avx2::<S>() } {
+            forward(simd, layer, place, x, y, saved);
         }
-        [y, mean, low, rstd, exponent.into_iter().map(|exponent| T::from_f64(exponent.into())).collect()]
-    }
-
-    fn check<T: Number>(level: Level) {
-        let kinds: [fn(T, usize) -> T; 8] = [
-            |x, _| x,
-            |x, j| x + T::from_f64(j as f64),
-            |x, _| x,
-            |x, j| if j == 3 { T::nan() } else { x },
-            |x, _| x * T::max_value().sqrt(),
-            |_, _| -T::zero(),
-            |x, j| if j == 0 { T::infinity() } else { x },
-            |x, _| x + T::from_f64(1e4),
-        ];
-        let number = |i: usize| T::from_f64((i * 37 % 1009) as f64 / 300.0 - 1.5);
-        let (lanes, block) = (T::LANES, T::BLOCK);
-        let lengths = [lanes, 2 * lanes, 3 * lanes + 1, 5 * lanes - 1, 16 * lanes, 17 * lanes + 2, 35 * lanes];
-        for features in lengths.into_iter().chain([block - 1, block, block + 1, 2 * block + lanes]) {
-            let (gain, bias): (Vec<T>, Vec<T>) = (0..features).map(|j| (number(3 * j + 1), number(2 * j))).unzip();
-            for (rows, spread) in [
-                (kinds.len(), Spread::about_mean(T::from_f64(1e-5))),
-                (kinds.len() - 1, Spread::about_zero(T::zero())),
-                (1, Spread::about_mean(T::zero())),
-                (0, Spread::about_mean(T::zero())),
-            ] {
-                let x: Vec<T> = (0..rows * features).map(|i| kinds[i / features](number(i), i % features)).collect();
-                for affine in [true, false] {
-                    let gain = affine.then_some(&gain[..]);
-                    let bias = (affine && spread.centred).then_some(&bias[..]);
-                    let layer = &Layer { features, gain, bias, spread };
-                    let run = |here| dispatch!(level, simd => run(simd, here, layer, &x));
-                    let expected = run(None);
-                    for place in [Place::Shared, Place::Memory] {
-                        for (what, (got, expected)) in run(Some(place)).iter().zip(&expected).enumerate() {
-                            for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
-                                let same = got.is_nan() && expected.is_nan()
-                                    || got.integer_decode() == expected.integer_decode();
-                                assert!(
-                                    same,
-                                    "array {what}, number {i} of {rows} x {features}, {}, {place:?}: \
-                                     got {got:e}, expected {expected:e}",
-                                    name(level),
-                                );
-                            }
-                        }
-                    }
-                }
-            }
-        }
+        is_avx2::<S>()
     }
 
     #[test]
     fn bits_are_those_of_rows_taken_one_after_the_other() {
         for level in available() {
-            check::<f32>(level);
-            check::<f64>(level);
+            for place in [Place::Shared, Place::Memory] {
+                check_bits::<f32>(
+                    level,
+                    |layer, x, y, saved| dispatch!(level, simd => run(simd, place, layer, x, y, saved)),
+                );
+                check_bits::<f64>(
+                    level,
+                    |layer, x, y, saved| dispatch!(level, simd => run(simd, place, layer, x, y, saved)),
+                );
+            }
         }
     }
 }

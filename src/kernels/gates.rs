@@ -232,7 +232,7 @@ pub(crate) fn norm<S: Simd, T: Number>(
     y: &mut [T],
     saved: Option<SavedRows<'_, T>>,
 ) {
-    normalize::forward(simd, layer, false, x, y, saved);
+    normalize::forward(simd, layer, x, y, saved);
 }
 
 /// dx of y = LN(x) of one row; adds to the columns.

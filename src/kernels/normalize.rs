@@ -9,11 +9,10 @@
 //! ```
 //!
 //! Never `x·rstd + (−mean·rstd)`: at a large mean that is the difference of two large numbers. Rows taken together
-//! share the latencies of their reductions, divisions and square roots, and the loads of gain and bias. Rows that come
-//! from memory are written one by one, because memory likes one line after the other, and only so many are taken
-//! together that their y, waiting for its lines, does not fill what the processor has for stores; on AVX2 what follows is
-//! asked for meanwhile ([`ahead`](super::ahead)). From a cache, the next rows' h is on its way while these wait for theirs. None
-//! of it changes the order of additions within a row, so none changes a bit.
+//! share the latencies of their reductions, divisions and square roots, and the loads of gain and bias, and the next rows' h is
+//! on its way while these wait for theirs. Rows that come from memory are taken [`alone`](super::alone) on AVX-512; on AVX2 what
+//! follows is asked for meanwhile ([`ahead`](super::ahead)). None of it changes the order of additions within a row, so none
+//! changes a bit.
 
 use std::ops::Range;
 
@@ -25,7 +24,7 @@ use crate::kernels::group::{Group, near_means_of};
 use crate::kernels::moments::{Spread, Statistics, row_moments};
 use crate::kernels::rescale::{Rescaled, rescale, rescued};
 use crate::number::{LARGEST_BLOCK, Number};
-use crate::simd::{Tail, Vector, ask_for_page, front_of, is_avx512, load, splat};
+use crate::simd::{Tail, Vector, front_of, load, splat};
 
 /// Gain and bias of a block of features: ones and zeros where the layer has none.
 #[derive(Clone, Copy, Debug)]
@@ -112,13 +111,10 @@ const TILE: usize = 64;
 const LAST_TILE: usize = 72;
 
 /// Normalizes rows of any number of features, side by side in `x` and `y`.
-///
-/// `streams`: the arrays of the whole call come from memory.
 #[inline(always)]
 pub(crate) fn forward<S: Simd, T: Number>(
     simd: S,
     layer: &Layer<'_, T>,
-    streams: bool,
     x: &[T],
     y: &mut [T],
     mut saved: Option<SavedRows<'_, T>>,
@@ -126,11 +122,11 @@ pub(crate) fn forward<S: Simd, T: Number>(
     let rows = x.len() / layer.features;
     if const { S::f32s::LEN < 8 } {
         // Narrow registers do not hold two rows, and the scalar fallback takes minutes to compile them.
-        groups::<S, T, 1, 1, true>(simd, layer, x, y, &mut saved, 0..rows, !streams);
+        groups::<S, T, 1, 1, true>(simd, layer, x, y, &mut saved, 0..rows);
     } else if layer.spread.centred {
-        all_rows::<S, T, true>(simd, layer, streams, x, y, &mut saved);
+        all_rows::<S, T, true>(simd, layer, x, y, &mut saved);
     } else {
-        all_rows::<S, T, false>(simd, layer, streams, x, y, &mut saved);
+        all_rows::<S, T, false>(simd, layer, x, y, &mut saved);
     }
 }
 
@@ -139,34 +135,22 @@ pub(crate) fn forward<S: Simd, T: Number>(
 fn all_rows<S: Simd, T: Number, const CENTRED: bool>(
     simd: S,
     layer: &Layer<'_, T>,
-    streams: bool,
     x: &[T],
     y: &mut [T],
     saved: &mut Option<SavedRows<'_, T>>,
 ) {
     let rows = x.len() / layer.features;
-    let vectors = layer.features.div_ceil(T::LANES);
-    // Memory likes its lines in order.
-    let ahead = !streams;
-    let done = match vectors {
-        9..=16 if streams => groups::<S, T, 2, 1, CENTRED>(simd, layer, x, y, saved, 0..rows / 2 * 2, ahead),
-        17.. if streams && layer.features <= T::BLOCK => 0,
-        _ => {
-            // Of shorter rows, the reductions are a large part of the work.
-            let done = if vectors <= 16 && T::LANES > 8 {
-                groups::<S, T, 16, 2, CENTRED>(simd, layer, x, y, saved, 0..rows / 16 * 16, ahead)
-            } else {
-                0
-            };
-            groups::<S, T, 4, 2, CENTRED>(simd, layer, x, y, saved, done..rows / 4 * 4, ahead)
-        }
+    // Of shorter rows, the reductions are a large part of the work.
+    let done = if layer.features <= 16 * T::LANES && T::LANES > 8 {
+        groups::<S, T, 16, 2, CENTRED>(simd, layer, x, y, saved, 0..rows / 16 * 16)
+    } else {
+        0
     };
-    groups::<S, T, 1, 1, CENTRED>(simd, layer, x, y, saved, done..rows, ahead);
+    let done = groups::<S, T, 4, 2, CENTRED>(simd, layer, x, y, saved, done..rows / 4 * 4);
+    groups::<S, T, 1, 1, CENTRED>(simd, layer, x, y, saved, done..rows);
 }
 
 /// `R` rows at a time; `R` divides their number. Their y is written `P`, 1 or 2, at a time. Returns the row after the last.
-///
-/// `ahead`: the sample of the rows that follow is taken first, and does not wait for anything of these.
 #[simd]
 #[inline(never)]
 fn groups<S: Simd, T: Number, const R: usize, const P: usize, const CENTRED: bool>(
@@ -176,7 +160,6 @@ fn groups<S: Simd, T: Number, const R: usize, const P: usize, const CENTRED: boo
     y: &mut [T],
     saved: &mut Option<SavedRows<'_, T>>,
     rows: Range<usize>,
-    ahead: bool,
 ) -> usize {
     let &Layer { features, spread, .. } = layer;
     let (mut first, end) = (rows.start, rows.end);
@@ -189,27 +172,20 @@ fn groups<S: Simd, T: Number, const R: usize, const P: usize, const CENTRED: boo
     let (mut inputs, mut outputs) = (&x[at.clone()], &mut y[at]);
     let in_blocks = features <= T::BLOCK;
     let mut next = splat(simd, T::zero());
-    if ahead && in_blocks {
+    if in_blocks {
         next = near_means_of::<S, T, R>(simd, &tail, &inputs[..group_len], spread);
     }
     // Not `chunks_exact`, whose divisions are felt where there is one short row.
     while let (Some(x), Some(y)) = (inputs.split_off(..group_len), outputs.split_off_mut(..group_len)) {
         let group = if in_blocks {
-            let mut near = next;
-            if let Some(x) = if ahead { inputs.get(..group_len) } else { Some(x) } {
+            let near = next;
+            if let Some(x) = inputs.get(..group_len) {
                 next = near_means_of::<S, T, R>(simd, &tail, x, spread);
-            }
-            if !ahead {
-                near = next;
             }
             Group::<T, R>::of_blocks::<S, CENTRED>(simd, &tail, x, near, spread)
         } else {
             Group::of_long_rows(simd, features, x, spread)
         };
-        if const { is_avx512::<S>() } && !ahead {
-            ask_for_page(outputs, 0..group_len);
-            ask_for_page(inputs, 0..group_len);
-        }
         if features <= LAST_TILE * T::LANES {
             write_group::<S, T, R, P, CENTRED>(simd, &tail, affine, &group, features, 0, x, y);
         } else {
@@ -462,6 +438,72 @@ pub(crate) fn write<S: Simd, T: Number, const P: usize, const CENTRED: bool>(
         let x = last_of::<S, T, P>(simd, tail, x);
         for r in 0..P {
             tail.store_all(rows[r].affine::<S, CENTRED>(x[r], gain, bias), y[r]);
+        }
+    }
+}
+
+/// Holds another way to normalize rows to the bits of [`forward`]: y, mean, low, rstd and exponent of rows of all kinds and
+/// lengths. `other` returns whether it took them.
+#[cfg(test)]
+pub(crate) fn check_bits<T: Number>(
+    level: fearless_simd::Level,
+    other: impl Fn(&Layer<'_, T>, &[T], &mut [T], &mut Option<SavedRows<'_, T>>) -> bool,
+) {
+    let kinds: [fn(T, usize) -> T; 8] = [
+        |x, _| x,
+        |x, j| x + T::from_f64(j as f64),
+        |x, _| x,
+        |x, j| if j == 3 { T::nan() } else { x },
+        |x, _| x * T::max_value().sqrt(),
+        |_, _| -T::zero(),
+        |x, j| if j == 0 { T::infinity() } else { x },
+        |x, _| x + T::from_f64(1e4),
+    ];
+    let number = |i: usize| T::from_f64((i * 37 % 1009) as f64 / 300.0 - 1.5);
+    let (lanes, block) = (T::LANES, T::BLOCK);
+    let lengths = [lanes, 2 * lanes, 3 * lanes + 1, 5 * lanes - 1, 16 * lanes, 17 * lanes + 2, 35 * lanes];
+    for features in lengths.into_iter().chain([block - 1, block, block + 1, 2 * block + lanes]) {
+        let (gain, bias): (Vec<T>, Vec<T>) = (0..features).map(|j| (number(3 * j + 1), number(2 * j))).unzip();
+        for (rows, spread) in [
+            (kinds.len(), Spread::about_mean(T::from_f64(1e-5))),
+            (kinds.len() - 1, Spread::about_zero(T::zero())),
+            (1, Spread::about_mean(T::zero())),
+            (0, Spread::about_mean(T::zero())),
+        ] {
+            let x: Vec<T> = (0..rows * features).map(|i| kinds[i / features](number(i), i % features)).collect();
+            for affine in [true, false] {
+                let gain = affine.then_some(&gain[..]);
+                let bias = (affine && spread.centred).then_some(&bias[..]);
+                let layer = &Layer { features, gain, bias, spread };
+                let run = |other_way: bool| {
+                    let [mut mean, mut low, mut rstd] = [(); 3].map(|()| vec![T::nan(); rows]);
+                    let (mut y, mut exponent) = (vec![T::nan(); x.len()], vec![7; rows]);
+                    let (mean_of, low_of, rstd_of) = (&mut mean[..], &mut low[..], &mut rstd[..]);
+                    let mut saved =
+                        Some(SavedRows { mean: mean_of, low: low_of, rstd: rstd_of, exponent: &mut exponent });
+                    if other_way {
+                        if !other(layer, &x, &mut y, &mut saved) {
+                            return None;
+                        }
+                    } else {
+                        fearless_simd::dispatch!(level, simd => forward(simd, layer, &x, &mut y, saved));
+                    }
+                    let exponent = exponent.into_iter().map(|exponent| T::from_f64(exponent.into())).collect();
+                    Some([y, mean, low, rstd, exponent])
+                };
+                let (Some(got), Some(expected)) = (run(true), run(false)) else { continue };
+                for (what, (got, expected)) in got.iter().zip(&expected).enumerate() {
+                    for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
+                        let same =
+                            got.is_nan() && expected.is_nan() || got.integer_decode() == expected.integer_decode();
+                        let level = crate::simd::name(level);
+                        assert!(
+                            same,
+                            "array {what}, number {i} of {rows} x {features}, {level}: got {got:e}, expected {expected:e}",
+                        );
+                    }
+                }
+            }
         }
     }
 }

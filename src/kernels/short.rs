@@ -292,7 +292,7 @@ mod tests {
         if here {
             forward::<S, T, R>(simd, layer, place, x, &mut y, Some(saved));
         } else {
-            normalize::forward(simd, layer, false, x, &mut y, Some(saved));
+            normalize::forward(simd, layer, x, &mut y, Some(saved));
         }
         let kept = KeptRows { mean: &mean, low: &low, rstd: &rstd, exponent: &exponent };
         let (mut dgain, mut dbias) = (vec![-T::zero(); layer.features], vec![garbage; layer.features]);

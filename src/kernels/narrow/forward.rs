@@ -3,18 +3,19 @@
 use fearless_simd::{Simd, SimdBase};
 use fearless_simd_macros::simd;
 
-use crate::kernels::ahead;
 use crate::kernels::group::Group;
 use crate::kernels::moments::sampled;
 use crate::kernels::narrow::{Folded, at, vectors};
 use crate::kernels::normalize::{self, Lanes, Layer, Place, SavedRows};
+use crate::kernels::ahead;
+use crate::kernels::alone;
 use crate::number::Number;
 use crate::simd::{Prefetch, TURNS, Tail, Vector, ask_for_page, fold, is_avx2, is_avx512, splat, tree_of_folded};
 
 /// Bytes of the longest rows that are summed ahead: what is written was read a row ago, and should still be in L2.
 const LONGEST: usize = 224 * 1024;
 
-/// [`normalize::forward`] and [`ahead::forward`], and rows of 1 to 12 vectors here; `R` is the number of lanes.
+/// [`normalize::forward`], [`ahead::forward`] and [`alone::forward`], and rows of 1 to 12 vectors here; `R` is the number of lanes.
 #[inline(always)]
 pub(crate) fn forward<S: Simd, T: Number, const R: usize>(
     simd: S,
@@ -30,6 +31,9 @@ pub(crate) fn forward<S: Simd, T: Number, const R: usize>(
     if const { is_avx2::<S>() } && streams && vectors > 8 && layer.features * size_of::<T>() <= LONGEST {
         return ahead::forward(simd, layer, place, x, y, &mut saved);
     }
+    if const { is_avx512::<S>() } && streams && vectors > most && layer.features <= T::BLOCK {
+        return alone::forward(simd, layer, x, y, &mut saved);
+    }
     let done = if const { S::f32s::LEN < 8 } || layer.features < T::LANES || vectors > most {
         // Narrow registers do not hold a row.
         0
@@ -40,7 +44,7 @@ pub(crate) fn forward<S: Simd, T: Number, const R: usize>(
     };
     let rest = done * layer.features..;
     let saved = saved.map(|saved| saved.split(done).1);
-    normalize::forward(simd, layer, streams, &x[rest.clone()], &mut y[rest], saved);
+    normalize::forward(simd, layer, &x[rest.clone()], &mut y[rest], saved);
 }
 
 /// [`groups`] or [`interleaved`] of as many vectors as a row has. `CENTRED`: as in [`normalize::write`].
