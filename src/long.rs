@@ -229,6 +229,8 @@ pub(crate) fn backward<T: Element>(
     let chains = |scratch: &mut [T::Wide]| {
         let (total, scratch) = scratch.split_at_mut(wide);
         let (block, sums) = scratch.split_at_mut(wide);
+        total.fill(T::Wide::default());
+        block.fill(T::Wide::default());
         for (index, ((x, dy), dx)) in x.chunks(chain).zip(dy.chunks(chain)).zip(dx.chunks_mut(chain)).enumerate() {
             let first = index * CHAIN;
             let mut rows = [Default::default(); CHAIN];

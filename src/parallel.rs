@@ -137,12 +137,10 @@ pub(crate) fn lend<T: Number, R>(len: usize, f: impl FnOnce(&mut [T]) -> R) -> R
     result
 }
 
-/// Lends `f` a buffer of `len` wide numbers, all 0.
+/// Lends `f` a buffer of `len` wide numbers, whatever is in them.
 pub(crate) fn lend_wide<T: Number, R>(len: usize, f: impl FnOnce(&mut [T::Wide]) -> R) -> R {
     let mut buffer = T::with_scratch(|scratch| std::mem::take(&mut scratch.wide));
-    let zeros = grown(&mut buffer, len);
-    zeros.fill(<T as Number>::Wide::default());
-    let result = f(zeros);
+    let result = f(grown(&mut buffer, len));
     T::with_scratch(|scratch| scratch.wide = buffer);
     result
 }

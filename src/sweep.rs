@@ -99,11 +99,12 @@ enum ColumnSums<'a, T: Element> {
         level: Level,
         grad: Gradient<'a, T>,
     },
-    /// Those of each block of that many rows, one behind the other.
+    /// Those of each block of that many rows, one behind the other; `in_order`, the total and those of one block.
     Blocks {
         level: Level,
         blocks: &'a mut [T::Wide],
         rows: usize,
+        in_order: bool,
     },
 }
 
@@ -170,11 +171,16 @@ where
     pub(crate) fn totals(self, level: Level, f: impl FnOnce(&mut [T::Wide])) {
         let (all, features) = (self.rows.len(), self.shape.features);
         let (rows, bytes) = (rows_per_block(all, features), self.bytes());
-        parallel::lend_wide::<T, _>(all.div_ceil(rows) * 2 * features, |blocks| {
-            let sums = ColumnSums::Blocks { level, blocks, rows };
+        // Where one thread does all, a block joins the total as soon as it is there, and both stay in a cache.
+        let in_order = !parallel::pays(bytes);
+        let room = if in_order { 2 } else { all.div_ceil(rows) };
+        parallel::lend_wide::<T, _>(room * 2 * features, |blocks| {
+            let sums = ColumnSums::Blocks { level, blocks, rows, in_order };
             parallel::run(Sweep { sums, ..self }, bytes);
             let (totals, others) = blocks.split_at_mut(2 * features);
-            others.chunks_exact(2 * features).for_each(|block| T::join_block(level, totals, block));
+            if !in_order {
+                others.chunks_exact(2 * features).for_each(|block| T::join_block(level, totals, block));
+            }
             f(totals);
         });
     }
@@ -244,15 +250,24 @@ where
             let mut tiles = Tiles { inputs, outputs, scratch: cut(buffer, room).0 };
             let mut sums = std::mem::replace(&mut self.sums, ColumnSums::None);
             for (index, task) in steps(self.rows.clone(), task).enumerate() {
+                if let ColumnSums::Blocks { blocks, in_order, .. } = &mut sums {
+                    block(blocks, index, *in_order, features).fill(T::Wide::default());
+                }
                 for chain in steps(task, chain) {
                     for rows in steps(chain, step) {
                         self.step(rows, &mut tiles, &mut columns);
                     }
-                    if let ColumnSums::Blocks { level, blocks, .. } = &mut sums {
-                        let (dgain, dbias) = blocks[2 * index * features..][..2 * features].split_at_mut(features);
+                    if let ColumnSums::Blocks { level, blocks, in_order, .. } = &mut sums {
+                        let (dgain, dbias) = block(blocks, index, *in_order, features).split_at_mut(features);
                         T::end_chain(*level, columns.dgain, dgain);
                         T::end_chain(*level, columns.dbias, dbias);
                     }
+                }
+                if let ColumnSums::Blocks { level, blocks, in_order: true, .. } = &mut sums
+                    && index > 0
+                {
+                    let (total, block) = blocks.split_at_mut(2 * features);
+                    T::join_block(*level, total, block);
                 }
             }
             if let ColumnSums::Gradient { level, grad } = sums {
@@ -301,9 +316,12 @@ impl<T: Element> ColumnSums<'_, T> {
         match self {
             Self::None => (Self::None, Self::None),
             Self::Gradient { .. } => unreachable!("one chain is one task"),
-            Self::Blocks { level, blocks, rows } => {
+            Self::Blocks { level, blocks, rows, in_order } => {
                 let (first, second) = blocks.split_at_mut(sums);
-                (Self::Blocks { level, blocks: first, rows }, Self::Blocks { level, blocks: second, rows })
+                (
+                    Self::Blocks { level, blocks: first, rows, in_order },
+                    Self::Blocks { level, blocks: second, rows, in_order },
+                )
             }
         }
     }
@@ -338,6 +356,12 @@ pub(crate) fn one_chain<T: Element>(
         let Columns { dgain, dbias } = columns_in(buffer, features);
         kernel(&mut Columns { dgain: ready(level, grad.gain, dgain), dbias: ready(level, grad.bias, dbias) });
     });
+}
+
+/// The room for the sums of block `index`.
+fn block<W>(blocks: &mut [W], index: usize, in_order: bool, features: usize) -> &mut [W] {
+    let place = if in_order { index.min(1) } else { index };
+    &mut blocks[place * 2 * features..][..2 * features]
 }
 
 /// Room for a sum of each column, up to the end of a cache line: dbias starts at one then, as dgain does.

@@ -47,8 +47,12 @@ struct Lines<S: Simd, T: Number> {
     rest: usize,
     /// The lanes of a boundary that begin a row.
     begin: <Vector<S, T> as SimdBase<S>>::Mask,
+    /// The lanes of a row's first vector that are in front of its first line.
+    first: <Vector<S, T> as SimdBase<S>>::Mask,
     /// Moves lanes of the lines to where they are in a row.
     to_row: u8x64<S>,
+    /// And back.
+    to_lines: u8x64<S>,
 }
 
 impl<S: Simd, T: Number> Lines<S, T> {
@@ -60,12 +64,10 @@ impl<S: Simd, T: Number> Lines<S, T> {
             #[inline(always)]
             |lane| T::from_f64(lane as f64),
         );
-        let to_row = u8x64::from_fn(
-            simd,
-            #[inline(always)]
-            |byte| ((byte + rest * size_of::<T>()) % size_of::<T::Chunk>()) as u8,
-        );
-        Self { simd, features, front, rest, begin: lane.simd_ge(splat(simd, T::from_f64(rest as f64))), to_row }
+        let begin = lane.simd_ge(splat(simd, T::from_f64(rest as f64)));
+        let first = lane.simd_lt(splat(simd, T::from_f64(front as f64)));
+        let (to_row, to_lines) = (rotation::<S, T>(simd, rest), rotation::<S, T>(simd, front));
+        Self { simd, features, front, rest, begin, first, to_row, to_lines }
     }
 
     /// The boundary between rows that end and begin at element `at`; where that is an end of the array, its other lanes
@@ -77,16 +79,17 @@ impl<S: Simd, T: Number> Lines<S, T> {
         {
             return Vector::<S, T>::from_slice(self.simd, line);
         }
-        self.ends(&rows[at.saturating_sub(self.features)..][..self.features])
+        let start = at.saturating_sub(T::LANES);
+        Vector::<S, T>::from_slice(self.simd, &rows[start..start + T::LANES]).swizzle_dyn(self.to_lines)
     }
 
-    /// Both ends of a row, each as it lies in its boundary.
+    /// Both ends of a row, each as it lies in its boundary. Not put together in memory: what is stored in parts and loaded as
+    /// one waits for all stores before it, and those wait for memory.
     #[inline(always)]
     fn ends(&self, row: &[T]) -> Vector<S, T> {
-        let mut line = splat(self.simd, T::zero());
-        line.as_mut_slice()[..self.rest].copy_from_slice(&row[self.features - self.rest..]);
-        line.as_mut_slice()[self.rest..].copy_from_slice(&row[..self.front]);
-        line
+        let first = Vector::<S, T>::from_slice(self.simd, &row[..T::LANES]);
+        let last = Vector::<S, T>::from_slice(self.simd, &row[self.features - T::LANES..]);
+        self.first.select(first, last).swizzle_dyn(self.to_lines)
     }
 
     /// Writes what [`Lines::ends`] reads.
@@ -95,6 +98,16 @@ impl<S: Simd, T: Number> Lines<S, T> {
         row[self.features - self.rest..].copy_from_slice(&line.as_slice()[..self.rest]);
         row[..self.front].copy_from_slice(&line.as_slice()[self.rest..]);
     }
+}
+
+/// Which byte is for each: that of so many lanes further, round in a circle.
+#[inline(always)]
+fn rotation<S: Simd, T: Number>(simd: S, lanes: usize) -> u8x64<S> {
+    u8x64::from_fn(
+        simd,
+        #[inline(always)]
+        |byte| ((byte + lanes * size_of::<T>()) % size_of::<T::Chunk>()) as u8,
+    )
 }
 
 /// Rows that need not be rescaled, of one block each.

@@ -56,6 +56,7 @@ pub(crate) fn backward<T: Element, C: Cell<T>>(
     let tiles = x_tile + dx_tile + dy_tile + transposed + turned;
     let all = tiles + longest * (len.v + len.u) + len.h + len.c + blocks * columns + lengths.scratch();
     parallel::lend_wide::<T, _>(blocks * columns, |sums| {
+        sums.fill(T::Wide::default());
         parallel::lend(all, |mut buffer| {
             let buffer = &mut buffer;
             let [x_tile, dx_tile, dy_tile] = [x_tile, dx_tile, dy_tile].map(|len| take(buffer, len));
