@@ -144,9 +144,10 @@ kernels! {
         dy: &[Self],
         dx: &mut [Self],
         columns: &mut Columns<'_, Self>,
+        block: Option<Columns<'_, Self::Wide>>,
     ) {
         dispatch!(level, simd => {
-            short::backward::<_, _, { Self::LANES }>(simd, layer, place, kept, x, dy, dx, columns);
+            short::backward::<_, _, { Self::LANES }>(simd, layer, place, kept, x, dy, dx, columns, block);
         });
     }
 

@@ -100,16 +100,17 @@ pub(crate) fn backward<T: Element, D: Dimension>(
         }
         if rows <= CHAIN {
             return one_chain(level, rows, layer.features, grad, |columns| {
-                T::backward(level, layer, place, kept, x, dy, dx, columns);
+                T::backward(level, layer, place, kept, x, dy, dx, columns, None);
             });
         }
     }
     let kernel = |step: Step<'_, T, _, 2, 1, 0>| {
-        let Step { rows, inputs: [x, dy], outputs: [dx], mut columns, .. } = step;
-        T::backward(level, layer, place, kept.rows(rows), x, dy, dx, &mut columns);
+        let Step { rows, inputs: [x, dy], outputs: [dx], mut columns, block, .. } = step;
+        T::backward(level, layer, place, kept.rows(rows), x, dy, dx, &mut columns, block);
     };
     let front = if T::lines_pay(level, layer, place) { dx.front() } else { 0 };
-    Sweep::new(call.shape(), rows, [&x, &dy], [dx.part()], (), &kernel).with_front(front).sum(level, grad);
+    let sweep = Sweep::new(call.shape(), rows, [&x, &dy], [dx.part()], (), &kernel);
+    sweep.with_front(front).ending_chains().sum(level, grad);
 }
 
 /// The arrays of a residual forward call.
@@ -214,7 +215,7 @@ pub(crate) fn backward_inplace<T: Element, D: Dimension>(
     let kernel = |step: Step<'_, T, _, 1, 1, 1>| {
         let Step { rows, inputs: [x], outputs: [dx], scratch: [dy], mut columns, .. } = step;
         dy.copy_from_slice(dx);
-        T::backward(level, layer, Place::Core, kept.rows(rows), x, dy, dx, &mut columns);
+        T::backward(level, layer, Place::Core, kept.rows(rows), x, dy, dx, &mut columns, None);
     };
     Sweep::new(call.shape(), rows, [&x], [dx.part()], (), &kernel).in_place().sum(level, grad);
 }
@@ -253,7 +254,7 @@ pub(crate) fn backward_from<T: Element, D: Dimension>(
         let none = &T::ZEROS[..rows.len()];
         let like =
             KeptRows { mean: none, low: none, rstd: &T::ONES[..rows.len()], exponent: &[0; CHAIN][..rows.len()] };
-        T::backward(level, layer, Place::Core, like, x, dy, dx, &mut columns);
+        T::backward(level, layer, Place::Core, like, x, dy, dx, &mut columns, None);
         T::scale_rows(level, &kept.rstd[rows], dx);
     };
     Sweep::new(call.shape(), rows, [&from], [dx.part()], (), &kernel).in_place().sum(level, grad);

@@ -97,7 +97,7 @@ pub(crate) fn backward<S: Simd, T: Number, const R: usize>(
         let at = rows.start * features..rows.end * features;
         let dresidual = &mut dresidual[at.clone()];
         let (sum, dy) = (&sum[at.clone()], &dy[at.clone()]);
-        short::backward::<S, T, R>(simd, layer, place, kept.rows(rows), sum, dy, dresidual, columns);
+        short::backward::<S, T, R>(simd, layer, place, kept.rows(rows), sum, dy, dresidual, columns, None);
         add_to(simd, dresidual, part(dsum, at.clone()));
         if !mask.is_empty() {
             multiply(simd, &mask[at.clone()], dresidual, &mut dx[at]);

@@ -27,6 +27,7 @@ use fearless_simd::{Simd, SimdBase};
 use fearless_simd_macros::simd;
 
 use crate::kernels::backward;
+use crate::kernels::columns::{CHAIN, end_chain};
 use crate::kernels::group::Group;
 use crate::kernels::kept::KeptRows;
 use crate::kernels::narrow;
@@ -120,10 +121,42 @@ fn normalize_group<S: Simd, T: Number, const R: usize>(
     group
 }
 
-/// [`narrow::backward`](narrow::backward::backward), and rows shorter than a vector here; `R` is the number of lanes.
+/// dx of some rows; adds to `columns`, and each whole chain of them to `block`, if there is one. `R` is the number of lanes.
 #[simd]
 #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
 pub(crate) fn backward<S: Simd, T: Number, const R: usize>(
+    simd: S,
+    layer: &Layer<'_, T>,
+    place: Place,
+    kept: KeptRows<'_, T>,
+    x: &[T],
+    dy: &[T],
+    dx: &mut [T],
+    columns: &mut Columns<'_, T>,
+    block: Option<Columns<'_, T::Wide>>,
+) {
+    if narrow::backward::streams(simd, layer, place, &kept) {
+        return narrow::backward::stream(simd, layer, &kept, x, dy, dx, columns, block);
+    }
+    let (rows, features) = (kept.mean.len(), layer.features);
+    let Some(block) = block else {
+        return chain::<S, T, R>(simd, layer, place, kept, x, dy, dx, columns);
+    };
+    for first in (0..rows).step_by(CHAIN) {
+        let rows = first..rows.min(first + CHAIN);
+        let at = rows.start * features..rows.end * features;
+        let (x, dy, dx) = (&x[at.clone()], &dy[at.clone()], &mut dx[at]);
+        chain::<S, T, R>(simd, layer, place, kept.rows(rows), x, dy, dx, columns);
+        end_chain(simd, columns.dgain, block.dgain);
+        end_chain(simd, columns.dbias, block.dbias);
+    }
+}
+
+/// [`narrow::backward`](narrow::backward::backward), and rows shorter than a vector here; `R` is the number of lanes.
+#[simd]
+#[inline(never)]
+#[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
+fn chain<S: Simd, T: Number, const R: usize>(
     simd: S,
     layer: &Layer<'_, T>,
     place: Place,
@@ -298,7 +331,7 @@ mod tests {
         let (mut dgain, mut dbias) = (vec![-T::zero(); layer.features], vec![garbage; layer.features]);
         let columns = &mut Columns { dgain: &mut dgain, dbias: &mut dbias };
         if here {
-            backward::<S, T, R>(simd, layer, place, kept, x, dy, &mut dx, columns);
+            backward::<S, T, R>(simd, layer, place, kept, x, dy, &mut dx, columns, None);
         } else {
             backward::backward(simd, layer, Place::Core, kept, x, dy, &mut dx, columns);
         }

@@ -3,12 +3,12 @@
 use fearless_simd::{Simd, SimdBase};
 use fearless_simd_macros::simd;
 
+use crate::kernels::ahead;
+use crate::kernels::alone;
 use crate::kernels::group::Group;
 use crate::kernels::moments::sampled;
 use crate::kernels::narrow::{Folded, at, vectors};
 use crate::kernels::normalize::{self, Lanes, Layer, Place, SavedRows};
-use crate::kernels::ahead;
-use crate::kernels::alone;
 use crate::number::Number;
 use crate::simd::{Prefetch, TURNS, Tail, Vector, ask_for_page, fold, is_avx2, is_avx512, splat, tree_of_folded};
 
