@@ -5,7 +5,7 @@
 //!     chains of 64 rows:                      only with column sums
 //!         steps of rows that fit a tile:      all at once, if no array needs a tile
 //!             gather what is strided;   kernel;   scatter
-//!         the block's sums += the chain's
+//!         the block's sums += the chain's     by the kernel, if it takes a block at once
 //! ```
 //!
 //! What a task writes is its own, but for strided outputs, which the tasks fill one after the other.
