@@ -39,6 +39,8 @@ pub(crate) mod alone;
 pub(crate) mod backward;
 pub(crate) mod batch;
 pub(crate) mod blocks;
+#[cfg(test)]
+pub(crate) mod check;
 pub(crate) mod column;
 pub(crate) mod columns;
 pub(crate) mod elementwise;

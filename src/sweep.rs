@@ -262,7 +262,7 @@ where
             for (index, task) in steps(self.rows.clone(), task).enumerate() {
                 let mut block = sums.block(index, features);
                 if self.ends_chains && step == all && block.is_some() {
-                    self.step(task, &mut tiles, &mut columns, block);
+                    self.step(task, &mut tiles, &mut columns, block.map(|(_, block)| block));
                 } else {
                     for chain in steps(task, chain) {
                         for rows in steps(chain, step) {
@@ -300,7 +300,7 @@ where
         rows: Range<usize>,
         tiles: &mut Tiles<'_, T, I, O, W>,
         columns: &mut Columns<'_, T>,
-        block: Option<(Level, Columns<'_, T::Wide>)>,
+        block: Option<Columns<'_, T::Wide>>,
     ) {
         let (shape, first) = (self.shape, self.rows.start);
         let elements = rows.len() * shape.features;
@@ -320,7 +320,6 @@ where
         let scratch = tiles.scratch.each_mut().map(|tile| &mut tile[..elements]);
         let per_row = self.per_row.take_first(rows.len());
         let columns = Columns { dgain: &mut *columns.dgain, dbias: &mut *columns.dbias };
-        let block = block.map(|(_, block)| block);
         (self.kernel)(Step { rows: rows.clone(), inputs, outputs, scratch, per_row, columns, block });
         for (part, tile) in self.outputs.iter().zip(&tiles.outputs) {
             part.scatter(shape, rows.clone(), tile);

@@ -10,7 +10,7 @@ const FLOORS: [&[&str]; 29] = [
     &["matmul", "kernels/moments", "kernels/narrow", "kernels/columns", "kernels/activations"],
     &["kernels/rescale", "kernels/blocks", "kernels/group"],
     &["kernels/normalize"],
-    &["kernels/kept"],
+    &["kernels/kept", "kernels/check"],
     &["kernels/ahead", "kernels/alone", "kernels/passes", "kernels/batch"],
     &["kernels/narrow/forward", "kernels/column", "kernels/batch/write", "kernels/lines"],
     &["kernels/backward", "kernels/second_order", "kernels/weights"],

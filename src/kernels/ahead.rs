@@ -227,7 +227,7 @@ mod tests {
     use fearless_simd::dispatch;
 
     use super::*;
-    use crate::kernels::normalize::check_bits;
+    use crate::kernels::check::check_bits;
     use crate::simd::{available, is_avx2};
 
     #[simd]

@@ -1,10 +1,10 @@
 //! y of rows of one block where memory sets the pace: each is written before the next is read.
 //!
 //! Memory likes its lines in order, and only so many rows can be taken together before their y, waiting for its lines, fills
-//! what the processor has for stores. So statistics are waited for row by row, or pair by pair where rows are short, and what is
-//! waited for most is what the processor finds to do meanwhile: every instruction beside the passes keeps the next row's loads
-//! out of its window. The kernel of [`normalize`](super::normalize), which takes any number of rows together, has a tenth more
-//! instructions a row of 256 numbers, and took 1.1 to 1.2 times as long. The equations and the order of additions are the same.
+//! what the processor has for stores. So statistics are waited for row by row, or pair by pair where rows are short, and there
+//! is little beside the passes: the processor looks only so many instructions ahead for the next row's loads. The kernel of
+//! [`normalize`](super::normalize), which takes any number of rows together, has a tenth more instructions a row of 256
+//! numbers, and took 1.1 to 1.2 times as long. The equations and the order of additions are the same.
 
 use fearless_simd::{Simd, SimdBase};
 use fearless_simd_macros::simd;
@@ -43,10 +43,8 @@ fn all_rows<S: Simd, T: Number, const CENTRED: bool>(
     y: &mut [T],
     saved: &mut Option<SavedRows<'_, T>>,
 ) {
-    let mut done = 0;
-    if layer.features <= PAIRED * T::LANES {
-        done = rows::<S, T, 2, CENTRED>(simd, layer, x, y, saved, 0);
-    }
+    let paired = layer.features <= PAIRED * T::LANES;
+    let done = if paired { rows::<S, T, 2, CENTRED>(simd, layer, x, y, saved, 0) } else { 0 };
     rows::<S, T, 1, CENTRED>(simd, layer, x, y, saved, done);
 }
 
@@ -105,7 +103,7 @@ mod tests {
     use fearless_simd::dispatch;
 
     use super::*;
-    use crate::kernels::normalize::check_bits;
+    use crate::kernels::check::check_bits;
     use crate::simd::{available, is_avx512};
 
     #[simd]

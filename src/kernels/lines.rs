@@ -83,8 +83,7 @@ impl<S: Simd, T: Number> Lines<S, T> {
         Vector::<S, T>::from_slice(self.simd, &rows[start..start + T::LANES]).swizzle_dyn(self.to_lines)
     }
 
-    /// Both ends of a row, each as it lies in its boundary. Not put together in memory: what is stored in parts and loaded as
-    /// one waits for all stores before it, and those wait for memory.
+    /// Both ends of a row, each as it lies in its boundary.
     #[inline(always)]
     fn ends(&self, row: &[T]) -> Vector<S, T> {
         let first = Vector::<S, T>::from_slice(self.simd, &row[..T::LANES]);

@@ -214,9 +214,8 @@ fn stream_rows<S: Simd, T: Number, const CENTRED: bool>(
 /// [`stream`] of rows of `N` vectors, the last of which need not be full.
 ///
 /// The columns belong to the second pass: what the first has to do before the row's sums are there is as little as can be, and
-/// the loads of the next row follow soon. Their sums stay in registers, and go to the block from there: columns that are
-/// stored and loaded between two chains would wait for all stores before them, and so would the next chain's loads. That took
-/// half a microsecond, a quarter of the time of a chain of 64 numbers.
+/// the loads of the next row follow soon. Their sums stay in registers, and go to the block from there: a kernel that was left
+/// after each chain took half a microsecond more, a quarter of the time of a chain of 64 numbers.
 #[simd]
 #[inline(never)]
 #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]

@@ -15,7 +15,8 @@ use crate::simd::{Prefetch, TURNS, Tail, Vector, ask_for_page, fold, is_avx2, is
 /// Bytes of the longest rows that are summed ahead: what is written was read a row ago, and should still be in L2.
 const LONGEST: usize = 224 * 1024;
 
-/// [`normalize::forward`], [`ahead::forward`] and [`alone::forward`], and rows of 1 to 12 vectors here; `R` is the number of lanes.
+/// [`normalize::forward`], [`ahead::forward`] and [`alone::forward`], and rows of 1 to 12 vectors here; `R` is the number of
+/// lanes.
 #[inline(always)]
 pub(crate) fn forward<S: Simd, T: Number, const R: usize>(
     simd: S,
