@@ -12,6 +12,7 @@
 //! | [`narrow`] | the same as `normalize` and `backward`, for rows of a few vectors |
 //! | [`short`] | the same as `normalize` and `backward`, for rows shorter than a vector |
 //! | [`blocks`] | sums and maps over the blocks of rows |
+//! | [`gradient`] | what rows add to dgain and dbias, alone |
 //! | [`columns`] | dgain and dbias of many rows |
 //! | [`second_order`] | how y and the gradients change along a direction |
 //! | [`weights`] | dv and dgain of weight normalization |
@@ -46,6 +47,7 @@ pub(crate) mod columns;
 pub(crate) mod elementwise;
 #[cfg(feature = "rnn")]
 pub(crate) mod gates;
+pub(crate) mod gradient;
 pub(crate) mod group;
 #[cfg(feature = "rnn")]
 pub(crate) mod gru;
@@ -187,6 +189,16 @@ kernels! {
         columns: &mut Columns<'_, Self>,
     ) {
         dispatch!(level, simd => backward::write_tile(simd, layer, rows, tile, x, dy, dx, columns));
+    }
+
+    /// [`gradient::add_tile`]
+    fn add_gradient(
+        level: Level,
+        rows: gradient::Rows<'_, Self>,
+        tile: Range<usize>,
+        columns: &mut Columns<'_, Self>,
+    ) {
+        dispatch!(level, simd => gradient::add_tile(simd, rows, tile, columns));
     }
 
     /// [`second_order::jvp`]

@@ -7,25 +7,21 @@
 //!     second sweep:  each tile of columns, row after row      tiles in parallel; its gain and bias stay in L1
 //! ```
 //!
-//! Backward adds dgain and dbias in the second sweep. Its longest rows come here on one thread, too.
-//!
 //! The orders of additions are those of rows taken one by one, so the bits are.
 
-use std::array;
 use std::ops::Range;
 
 use fearless_simd::Level;
 use ndarray::{ArrayViewMut2, Axis};
 
 use crate::element::Element;
-use crate::kernels::columns::{CHAIN, Gradient, rows_per_block};
-use crate::kernels::kept::{Coefficients, KeptRows, Row, Sums};
+use crate::kernels::columns::CHAIN;
 use crate::kernels::moments::{Moments, Statistics};
 use crate::kernels::normalize::{Layer, SavedRows};
-use crate::kernels::passes::Columns;
 use crate::kernels::rescale::Rescaled;
-use crate::number::LARGEST_BLOCK;
 use crate::parallel::{self, Job};
+
+pub(crate) mod backward;
 
 /// Whether so many rows are taken here, on all threads, because tasks of `task()` rows would leave these idle for a quarter of
 /// the time or more: two sweeps cost about that much more than one.
@@ -36,14 +32,6 @@ pub(crate) fn shares_columns<T: Element>(rows: usize, task: impl FnOnce() -> usi
     let (threads, task) = (parallel::threads(), task());
     let room = rows.div_ceil(task).div_ceil(threads) * threads * task;
     4 * rows <= 3 * room
-}
-
-/// Bytes of the shortest rows whose gain, dgain and dbias leave the cache of a core from row to row.
-const LONG: usize = 1024 * 1024;
-
-/// [`shares_columns`] of backward, or rows so long that even one thread is faster where each tile of columns is read once.
-pub(crate) fn goes_by_columns<T: Element>(rows: usize, features: usize) -> bool {
-    features * size_of::<T>() >= LONG || shares_columns::<T>(rows, || rows_per_block(rows, features), features)
 }
 
 /// y of all rows, side by side in `x` and `y`.
@@ -209,142 +197,3 @@ impl<T: Element> Job for Write<'_, T> {
 }
 
 const ROW: &str = "the columns of a row are side by side";
-
-/// dx of all rows, side by side in `x`, `dy` and `dx`; adds dgain and dbias to `grad`.
-pub(crate) fn backward<T: Element>(
-    level: Level,
-    layer: &Layer<'_, T>,
-    kept: KeptRows<'_, T>,
-    x: &[T],
-    dy: &[T],
-    dx: &mut [T],
-    mut grad: Gradient<'_, T>,
-) {
-    let features = layer.features;
-    let all = x.len() / features;
-    let wide = if all <= CHAIN { 0 } else { 2 * features };
-    let per_block = rows_per_block(all, features);
-    let chain = CHAIN * features;
-    let blocks = Blocks::new::<T>(features);
-    let chains = |scratch: &mut [T::Wide]| {
-        let (total, scratch) = scratch.split_at_mut(wide);
-        let (block, sums) = scratch.split_at_mut(wide);
-        total.fill(T::Wide::default());
-        block.fill(T::Wide::default());
-        for (index, ((x, dy), dx)) in x.chunks(chain).zip(dy.chunks(chain)).zip(dx.chunks_mut(chain)).enumerate() {
-            let first = index * CHAIN;
-            let mut rows = [Default::default(); CHAIN];
-            let rows = &mut rows[..x.len() / features];
-            let kept = kept.rows(first..first + rows.len());
-            for (i, (row, _)) in rows.iter_mut().enumerate() {
-                *row = T::row(level, layer, &kept, i, &x[i * features..][..features]);
-            }
-            let sums = &mut sums[..2 * blocks.count * rows.len()];
-            parallel::fill(sums, 2, 2 * size_of_val(x), |index, sums| {
-                let (row, start) = (&rows[index / blocks.count].0, blocks.columns(index % blocks.count).start);
-                let block = blocks.in_rows(index);
-                let of_block = T::backward_sums(level, layer, row, start, &x[block.clone()], &dy[block]);
-                sums.copy_from_slice(&of_block.to_wide());
-            });
-            for ((row, coefficients), sums) in rows.iter_mut().zip(sums.chunks(2 * blocks.count)) {
-                let of_blocks = sums.as_chunks().0.iter().map(|&sums| Sums::from_wide(sums));
-                *coefficients = row.coefficients_of(of_blocks.fold(Sums::default(), Sums::join), layer);
-            }
-            let end = if wide == 0 {
-                End::Gradient(grad.part(0..features))
-            } else {
-                let (dgain, dbias) = block.split_at_mut(features);
-                End::Block { dgain, dbias }
-            };
-            let dx = ArrayViewMut2::from_shape((rows.len(), features), dx).expect("dx has the elements of its rows");
-            let job = WriteGradient { level, layer, rows, x, dy, dx, end, tiles: Tiles::new::<T>(features) };
-            parallel::run(job, 3 * size_of_val(x));
-            if wide > 0 && ((first + CHAIN).is_multiple_of(per_block) || first + CHAIN >= all) {
-                T::join_block(level, total, block);
-                block.fill(T::Wide::default());
-            }
-        }
-        if wide > 0 {
-            grad.add_wide(level, total);
-        }
-    };
-    // Not one wake-up for each sweep of each chain.
-    parallel::enter(|| parallel::lend_wide::<T, _>(2 * wide + 2 * blocks.count * CHAIN.min(all), chains));
-}
-
-/// Where the column sums of a chain go.
-enum End<'a, T: Element> {
-    Gradient(Gradient<'a, T>),
-    Block { dgain: &'a mut [T::Wide], dbias: &'a mut [T::Wide] },
-}
-
-impl<T: Element> End<'_, T> {
-    /// Those of the first columns, and of the others.
-    fn split(self, columns: usize) -> (Self, Self) {
-        match self {
-            Self::Gradient(grad) => {
-                let (first, second) = grad.split(columns);
-                (Self::Gradient(first), Self::Gradient(second))
-            }
-            Self::Block { dgain, dbias } => {
-                let (dgain, dgain_second) = dgain.split_at_mut(columns);
-                let (dbias, dbias_second) = dbias.split_at_mut(columns);
-                (Self::Block { dgain, dbias }, Self::Block { dgain: dgain_second, dbias: dbias_second })
-            }
-        }
-    }
-
-    /// Adds the sums of some columns.
-    fn add(&mut self, level: Level, columns: Range<usize>, sums: &mut Columns<'_, T>) {
-        match self {
-            Self::Gradient(grad) => grad.part(columns).add(level, sums.dgain, sums.dbias),
-            Self::Block { dgain, dbias } => {
-                T::end_chain(level, sums.dgain, &mut dgain[columns.clone()]);
-                T::end_chain(level, sums.dbias, &mut dbias[columns]);
-            }
-        }
-    }
-}
-
-/// The second sweep of backward over some columns.
-struct WriteGradient<'a, T: Element> {
-    level: Level,
-    layer: &'a Layer<'a, T>,
-    rows: &'a [(Row<T>, Coefficients<T>)],
-    x: &'a [T],
-    dy: &'a [T],
-    /// The columns of these tiles.
-    dx: ArrayViewMut2<'a, T>,
-    /// For these columns.
-    end: End<'a, T>,
-    tiles: Tiles,
-}
-
-impl<T: Element> Job for WriteGradient<'_, T> {
-    fn pieces(&self) -> usize {
-        self.tiles.count()
-    }
-
-    fn split(self, pieces: usize) -> (Self, Self) {
-        let (tiles, others) = self.tiles.split(pieces);
-        let (dx, dx_second) = self.dx.split_at(Axis(1), tiles.columns.len());
-        let (end, end_second) = self.end.split(tiles.columns.len());
-        (Self { dx, end, tiles, ..self }, Self { dx: dx_second, end: end_second, tiles: others, ..self })
-    }
-
-    fn run(mut self) {
-        let (mut dgain, mut dbias) = ([T::zero(); LARGEST_BLOCK], [T::zero(); LARGEST_BLOCK]);
-        for (tile, here) in self.tiles.iter() {
-            let (dgain, dbias) = (&mut dgain[..tile.len()], &mut dbias[..tile.len()]);
-            dgain.fill(T::zero());
-            dbias.fill(T::zero());
-            let mut columns = Columns { dgain, dbias };
-            let mut dx = self.dx.slice_axis_mut(Axis(1), here.clone().into());
-            let mut dx = dx.axis_iter_mut(Axis(0)).map(|row| row.into_slice().expect(ROW));
-            let mut dx: [_; CHAIN] = array::from_fn(|_| dx.next().unwrap_or_default());
-            let dx = &mut dx[..self.rows.len()];
-            T::backward_tile(self.level, self.layer, self.rows, tile, self.x, self.dy, dx, &mut columns);
-            self.end.add(self.level, here, &mut columns);
-        }
-    }
-}

@@ -9,6 +9,7 @@ use ndarray::{ArrayView, ArrayViewMut, Dimension};
 use crate::arrays::{Input, Output, RowShape};
 use crate::element::Element;
 use crate::kernels::columns::{CHAIN, Gradient, rows_per_block};
+use crate::kernels::gradient::Rows;
 use crate::kernels::kept::KeptRows;
 use crate::kernels::normalize::{Layer, Place, SavedRows};
 use crate::kernels::second_order::Direction;
@@ -95,8 +96,15 @@ pub(crate) fn backward<T: Element, D: Dimension>(
     let place = place::<T>(3, x.len());
     let (x, dy, mut dx) = (Input::new(x, trailing), Input::new(dy, trailing), Output::new(dx, trailing));
     if let (Input::Adjacent(x), Input::Adjacent(dy), Output::Adjacent(dx)) = (&x, &dy, &mut dx) {
-        if long::goes_by_columns::<T>(rows, layer.features) {
-            return long::backward(level, layer, kept, x, dy, dx, grad);
+        if long::backward::pays::<T>(rows, layer.features) {
+            return long::backward::backward(
+                level,
+                layer,
+                place,
+                Rows { features: layer.features, kept, x, dy },
+                dx,
+                grad,
+            );
         }
         if rows <= CHAIN {
             return one_chain(level, rows, layer.features, grad, |columns| {
@@ -179,7 +187,14 @@ pub(crate) fn backward_residual<T: Element, D: Dimension>(
         && let Output::Adjacent(dresidual) = &mut dresidual
         && let None | Some((Input::Adjacent(_), Output::Adjacent(_))) = &masked
     {
-        long::backward(level, layer, kept, sum, dy, dresidual, grad);
+        long::backward::backward(
+            level,
+            layer,
+            place,
+            Rows { features: layer.features, kept, x: sum, dy },
+            dresidual,
+            grad,
+        );
         long::add_to(level, dresidual, dsum);
         if let Some((Input::Adjacent(mask), Output::Adjacent(dx))) = &mut masked {
             long::multiply(level, mask, dresidual, dx);
@@ -400,7 +415,8 @@ mod tests {
         let grad = Gradient { gain: Some(&mut dgain), bias: Some(&mut dbias) };
         if long {
             let dx = dx.as_slice_mut().expect("standard");
-            long::backward(call.level, &call.layer, kept, slices.0, slices.1, dx, grad);
+            let rows = Rows { features: FEATURES, kept, x: slices.0, dy: slices.1 };
+            long::backward::backward(call.level, &call.layer, Place::Core, rows, dx, grad);
         } else {
             backward(&call, kept, x.view(), dy.view(), dx.view_mut(), grad);
         }

@@ -16,7 +16,14 @@ pub(crate) struct Columns<'a, T> {
     pub(crate) dbias: &'a mut [T],
 }
 
-impl<T> Columns<'_, T> {
+impl<'a, T> Columns<'a, T> {
+    /// Those of the first features, and of the others.
+    pub(crate) fn split(self, features: usize) -> (Self, Self) {
+        let (dgain, dgain_second) = self.dgain.split_at_mut(features);
+        let (dbias, dbias_second) = self.dbias.split_at_mut(features);
+        (Self { dgain, dbias }, Self { dgain: dgain_second, dbias: dbias_second })
+    }
+
     /// Those of some features.
     #[inline(always)]
     pub(crate) fn part(&mut self, features: Range<usize>) -> Columns<'_, T> {
@@ -57,6 +64,16 @@ impl<V: Copy> Lanes<V> {
     {
         let p = dy * self.rstd;
         (gain * p * x, p * x)
+    }
+
+    /// To the sums of dgain and dbias.
+    #[inline(always)]
+    pub(crate) fn add_columns<S: Simd>(&self, [x, dy]: [V; 2], columns: &mut [V; 2])
+    where
+        V: SimdBase<S>,
+    {
+        columns[0] += dy * self.rstd * ((x - self.mean) - self.low);
+        columns[1] += dy;
     }
 
     /// With the q and q·(x − mean) of a vector; `CENTRED` as in [`sums`].
@@ -279,15 +296,14 @@ impl<V: Copy> Second<V> {
 
     /// [`Second::dx`]; adds to those of dgain and dbias.
     #[inline(always)]
-    pub(crate) fn write<S: Simd, const CENTRED: bool>(&self, gain: V, [x, dy]: [V; 2], [dgain, dbias]: &mut [V; 2]) -> V
+    pub(crate) fn write<S: Simd, const CENTRED: bool>(&self, gain: V, [x, dy]: [V; 2], columns: &mut [V; 2]) -> V
     where
         V: SimdBase<S>,
     {
         if CENTRED {
-            *dgain += self.row.terms(gain, x, dy).2;
-            *dbias += dy;
+            self.row.add_columns([x, dy], columns);
         } else {
-            *dgain += self.row.terms_about_zero(gain, x, dy).1;
+            columns[0] += self.row.terms_about_zero(gain, x, dy).1;
         }
         self.dx::<S, CENTRED>(gain, x, dy)
     }
