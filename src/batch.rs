@@ -170,12 +170,18 @@ fn sum_columns<T: Element>(
     f: impl FnOnce(&mut [T::Wide]),
 ) {
     let kernel = |step: Step<'_, T, _, 2, 0, 0>| {
-        let Step { inputs: [x, dy], columns, .. } = step;
-        let dy = (!dy.is_empty()).then(|| call.block_of(dy));
+        let Step { inputs: [x, dy], columns, block, .. } = step;
+        let dy = (!dy.is_empty()).then_some(dy);
         let mut sums = Sums { products: columns.dgain, terms: columns.dbias };
-        T::batch_sums(call.level, call.streams(), about, call.block_of(x), dy, &mut sums);
+        if let Some(block) = block {
+            let block = Sums { products: block.dgain, terms: block.dbias };
+            T::batch_block_sums(call.level, call.streams(), about, x, dy, &mut sums, block);
+        } else {
+            let dy = dy.map(|dy| call.block_of(dy));
+            T::batch_sums(call.level, call.streams(), about, call.block_of(x), dy, &mut sums);
+        }
     };
-    Sweep::new(call.shape(), call.rows, inputs, [], (), &kernel).totals(call.level, f);
+    Sweep::new(call.shape(), call.rows, inputs, [], (), &kernel).ending_chains().totals(call.level, f);
 }
 
 /// y, or with dy, k and m dx, of some rows.
@@ -187,6 +193,11 @@ fn write<T: Element>(
     out: &mut [T],
 ) {
     let features = call.layer.features;
+    if T::batch_by_rows(call.level, call.streams(), features) {
+        let bias = call.layer.bias(0, features);
+        let (dy, [k, m]) = back.map_or((None, [bias; 2]), |(dy, k, m)| (Some(dy), [k, m]));
+        return T::batch_write_rows(call.level, [kept.mean, kept.low, scale, k, m], x, dy, out);
+    }
     let chain = CHAIN * features;
     for (index, (x, out)) in x.chunks(chain).zip(out.chunks_mut(chain)).enumerate() {
         let back = back.map(|(dy, k, m)| Back { dy: call.block_of(&dy[index * chain..]), k, m });

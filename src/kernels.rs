@@ -317,6 +317,19 @@ kernels! {
         dispatch!(level, simd => batch::sums(simd, streams, about, x, dy, sums));
     }
 
+    /// [`batch::rows::sums`]
+    fn batch_block_sums(
+        level: Level,
+        streams: bool,
+        about: &[Self],
+        x: &[Self],
+        dy: Option<&[Self]>,
+        room: &mut Sums<'_, Self>,
+        block: Sums<'_, Self::Wide>,
+    ) {
+        dispatch!(level, simd => batch::rows::sums(simd, streams, about, x, dy, room, block));
+    }
+
     /// [`columns::end_chain`]
     fn end_chain(level: Level, chain: &mut [Self], block: &mut [Self::Wide]) {
         dispatch!(level, simd => columns::end_chain(simd, chain, block));
@@ -353,6 +366,16 @@ kernels! {
         m: &mut [Self],
     ) {
         dispatch!(level, simd => batch::coefficients(simd, count, kept, totals, k, m));
+    }
+
+    /// [`batch::rows::pays`]
+    fn batch_by_rows(level: Level, streams: bool, features: usize) -> bool {
+        dispatch!(level, simd => batch::rows::pays::<_, Self>(simd, streams, features))
+    }
+
+    /// [`batch::rows::write`]
+    fn batch_write_rows(level: Level, columns: [&[Self]; 5], x: &[Self], dy: Option<&[Self]>, out: &mut [Self]) {
+        dispatch!(level, simd => batch::rows::write(simd, columns, x, dy, out));
     }
 
     /// [`batch::write::write`]

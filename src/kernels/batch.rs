@@ -22,7 +22,8 @@
 //!
 //! A lane is a column: no sum crosses lanes. Sums take the rows one after the other, in chains that end in something wider
 //! as in [`columns`](super::columns). From a cache, eight rows at a time share a load and a store of each sum; from memory
-//! rows are read one by one, because memory likes one line after the other. Neither changes the order of additions.
+//! rows are read one by one, because memory likes one line after the other, and so are short [`rows`]. Neither changes the order
+//! of additions.
 //!
 //! Why a sample: Σx² − N·μ² has no digit left where |μ| is large beside σ; about an h within σ of μ it loses one bit at
 //! most. The rows of the sample are spread over the batch, because batches may be sorted. A sample of a power of two of
@@ -30,6 +31,7 @@
 
 #![doc = include_str!("../../docs/batch_norm.md")]
 
+pub(crate) mod rows;
 pub(crate) mod write;
 
 use std::ops::Range;

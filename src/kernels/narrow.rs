@@ -15,8 +15,8 @@ use std::ops::Range;
 
 use fearless_simd::{Simd, SimdBase};
 
-use crate::number::Number;
-use crate::simd::{Vector, fold, splat, tree_of_folded};
+use crate::number::{Number, Wide};
+use crate::simd::{Tail, Vector, fold, splat, tree_of_folded};
 
 /// Two sums of each of `R` rows on their way through the [`tree`](crate::simd::tree). Neighbours are folded at once, so that
 /// half as many vectors wait in memory: of both sums, as many as there are rows. Not `CENTRED`, the first is 0.
@@ -71,4 +71,32 @@ pub(crate) fn vectors<S: Simd, T: Number, const N: usize>(
         vectors[v] = Vector::<S, T>::from_slice(simd, &rows[at::<T, N>(features, r, v)]);
     }
     vectors
+}
+
+/// Adds a chain to its block, and starts the next one.
+#[inline(always)]
+pub(crate) fn end_chain<S: Simd, T: Number, const N: usize>(
+    simd: S,
+    tail: &Tail<S, T>,
+    chain: &mut [Vector<S, T>; N],
+    block: &mut [T::Wide],
+) {
+    let zero = splat(simd, T::zero());
+    // Elements that the last vector has in common with the one before are in that one's sums.
+    chain[N - 1] = tail.keep(chain[N - 1], zero);
+    for v in 0..N {
+        for (sum, &term) in block[at::<T, N>(tail.len(), 0, v)].iter_mut().zip(chain[v].as_slice()) {
+            *sum = sum.add(term.into());
+        }
+        chain[v] = zero;
+    }
+}
+
+/// Puts column sums back.
+#[inline(always)]
+pub(crate) fn store<S: Simd, T: Number, const N: usize>(features: usize, sums: &[Vector<S, T>; N], to: &mut [T]) {
+    // The last first: of the elements that it has in common with the one before, it has no sum.
+    for v in (0..N).rev() {
+        sums[v].store_slice(&mut to[at::<T, N>(features, 0, v)]);
+    }
 }

@@ -103,7 +103,7 @@ fn write_rows<'a, S: Simd, T: Number, const BACK: bool, const R: usize>(
 
 /// y, or with `BACK` dx, of a tile of columns of `R` rows. Of `columns` the last two are the bias twice, or k and m.
 #[inline(always)]
-fn write_group<S: Simd, T: Number, const BACK: bool, const R: usize>(
+pub(super) fn write_group<S: Simd, T: Number, const BACK: bool, const R: usize>(
     simd: S,
     tail: &Tail<S, T>,
     columns: [&[T]; 5],
@@ -149,7 +149,7 @@ fn write_group<S: Simd, T: Number, const BACK: bool, const R: usize>(
 
 /// y, or with `BACK` dx, of a vector.
 #[inline(always)]
-fn result<S: Simd, T: Number, const BACK: bool>(
+pub(super) fn result<S: Simd, T: Number, const BACK: bool>(
     [mean, low, scale, bias_or_k, m]: [Vector<S, T>; 5],
     x: Vector<S, T>,
     dy: Vector<S, T>,

@@ -6,10 +6,10 @@ use fearless_simd_macros::simd;
 use crate::kernels::backward::{self, Group};
 use crate::kernels::columns::CHAIN;
 use crate::kernels::kept::{KeptRows, Row};
-use crate::kernels::narrow::{Folded, at, vectors};
+use crate::kernels::narrow::{Folded, at, end_chain, store, vectors};
 use crate::kernels::normalize::{Layer, Place};
 use crate::kernels::passes::{Columns, Lanes, Second, asked_for};
-use crate::number::{Number, Wide};
+use crate::number::Number;
 use crate::simd::{Prefetch, TURNS, Tail, Vector, ask_for_page, is_avx2, is_avx512, splat, tree};
 
 /// The most vectors of a row: gain, dgain and dbias should not be many more than the registers hold.
@@ -146,7 +146,8 @@ fn groups<S: Simd, T: Number, const R: usize, const N: usize, const CENTRED: boo
         }
         first += R;
     }
-    store_columns::<S, T, N>(features, &dgain, &dbias, columns);
+    store::<S, T, N>(features, &dgain, columns.dgain);
+    store::<S, T, N>(features, &dbias, columns.dbias);
     first
 }
 
@@ -277,41 +278,8 @@ fn rows<S: Simd, T: Number, const N: usize, const CENTRED: bool>(
             left = CHAIN;
         }
     }
-    store_columns::<S, T, N>(features, &dgain, &dbias, columns);
-}
-
-/// Adds a chain to its block, and starts the next one.
-#[inline(always)]
-fn end_chain<S: Simd, T: Number, const N: usize>(
-    simd: S,
-    tail: &Tail<S, T>,
-    chain: &mut [Vector<S, T>; N],
-    block: &mut [T::Wide],
-) {
-    let zero = splat(simd, T::zero());
-    // Elements that the last vector has in common with the one before are in that one's sums.
-    chain[N - 1] = tail.keep(chain[N - 1], zero);
-    for v in 0..N {
-        for (sum, &term) in block[at::<T, N>(tail.len(), 0, v)].iter_mut().zip(chain[v].as_slice()) {
-            *sum = sum.add(term.into());
-        }
-        chain[v] = zero;
-    }
-}
-
-/// Puts the columns back.
-#[inline(always)]
-fn store_columns<S: Simd, T: Number, const N: usize>(
-    features: usize,
-    dgain: &[Vector<S, T>; N],
-    dbias: &[Vector<S, T>; N],
-    columns: &mut Columns<'_, T>,
-) {
-    // The last first: of the elements that it has in common with the one before, it has no sum.
-    for v in (0..N).rev() {
-        dgain[v].store_slice(&mut columns.dgain[at::<T, N>(features, 0, v)]);
-        dbias[v].store_slice(&mut columns.dbias[at::<T, N>(features, 0, v)]);
-    }
+    store::<S, T, N>(features, &dgain, columns.dgain);
+    store::<S, T, N>(features, &dbias, columns.dbias);
 }
 
 /// The partial sums of q and of q·(x − mean) of row `r`; adds its columns.
@@ -356,6 +324,7 @@ mod tests {
     use super::*;
     use crate::kernels::columns;
     use crate::kernels::moments::Spread;
+    use crate::number::Wide;
     use crate::simd::available;
 
     /// dx and the column sums of all rows, chain by chain, of the rows of any number of features.
