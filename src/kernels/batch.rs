@@ -21,7 +21,7 @@
 //! ```
 //!
 //! A lane is a column: no sum crosses lanes. Sums take the rows one after the other, in chains that end in something wider
-//! as in [`columns`](super::columns). From a cache, eight rows at a time share a load and a store of each sum; from memory
+//! as in [`columns`](super::columns). From a cache, four rows at a time share a load and a store of each sum; from memory
 //! rows are read one by one, because memory likes one line after the other, and so are short [`rows`]. Neither changes the order
 //! of additions.
 //!
@@ -243,19 +243,15 @@ pub(crate) fn sums<S: Simd, T: Number>(
         };
         return;
     }
-    let together = if are_together::<S, T>(streams, about.len()) { rows } else { 0 };
+    // Of more, rows of 4096 bytes would push each other out of L1.
+    let together = if are_together::<S, T>(streams, about.len()) { rows / 4 * 4 } else { 0 };
     match dy {
         None => {
-            let done = add_rows::<S, T, false, 8>(simd, about, x, x, sums, 0..together / 8 * 8);
+            let done = add_rows::<S, T, false, 4>(simd, about, x, x, sums, 0..together);
             add_rows::<S, T, false, 1>(simd, about, x, x, sums, done..rows);
         }
         Some(dy) => {
-            let done = if streams {
-                // Twice the arrays: rows of 4096 bytes would push each other out of L1.
-                add_rows::<S, T, true, 4>(simd, about, x, dy, sums, 0..together / 4 * 4)
-            } else {
-                add_rows::<S, T, true, 8>(simd, about, x, dy, sums, 0..together / 8 * 8)
-            };
+            let done = add_rows::<S, T, true, 4>(simd, about, x, dy, sums, 0..together);
             add_rows::<S, T, true, 1>(simd, about, x, dy, sums, done..rows);
         }
     }

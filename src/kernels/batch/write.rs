@@ -51,7 +51,8 @@ pub(crate) fn write<S: Simd, T: Number>(
             write_rows::<S, T, false, 1>(simd, layer, kept, scale, x, back, out, done..rows);
         }
         Some(back) => {
-            let done = if streams {
+            // Of four rows of x, dy and dx that lie a multiple of 4096 bytes apart, L1 has room for no more than two.
+            let done = if streams || (x.stride * size_of::<T>()).is_multiple_of(4096) {
                 write_rows::<S, T, true, 2>(simd, layer, kept, scale, x, back, out, 0..together / 2 * 2)
             } else {
                 write_rows::<S, T, true, 4>(simd, layer, kept, scale, x, back, out, 0..together / 4 * 4)
