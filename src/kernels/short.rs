@@ -139,10 +139,11 @@ pub(crate) fn backward<S: Simd, T: Number, const R: usize>(
         return narrow::backward::stream(simd, layer, &kept, x, dy, dx, columns, block);
     }
     let (rows, features) = (kept.mean.len(), layer.features);
-    let Some(block) = block else {
+    let Some(mut block) = block else {
         return chain::<S, T, R>(simd, layer, place, kept, x, dy, dx, columns);
     };
-    for first in (0..rows).step_by(CHAIN) {
+    let done = narrow::backward::whole_chains::<S, T, R>(simd, layer, place, &kept, x, dy, dx, columns, &mut block);
+    for first in (done..rows).step_by(CHAIN) {
         let rows = first..rows.min(first + CHAIN);
         let at = rows.start * features..rows.end * features;
         let (x, dy, dx) = (&x[at.clone()], &dy[at.clone()], &mut dx[at]);
