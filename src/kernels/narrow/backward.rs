@@ -15,8 +15,8 @@ use crate::simd::{Prefetch, TURNS, Tail, Vector, ask_for_page, is_avx2, is_avx51
 /// The most vectors of a row: gain, dgain and dbias should not be many more than the registers hold.
 const MOST: usize = 10;
 
-/// The most vectors of a row for [`whole_chains`]. Of fewer, from caches, they take 0.75 to 1 of the time of kernels that are left after
-/// each chain, and on AVX2 from memory 0.7 to 0.85; of 8 vectors up to 1.1.
+/// The most vectors of a row for [`whole_chains`], which take 0.75 to 1 of the time of kernels that are left after each chain
+/// from caches, and 0.7 to 0.85 on AVX2 from memory; of 8 vectors up to 1.1.
 const WHOLE: usize = 6;
 
 /// [`backward::backward`], and rows of 1 to 10 vectors here; `R` is the number of lanes.
