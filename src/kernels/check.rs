@@ -7,8 +7,8 @@ use crate::kernels::normalize::{Layer, SavedRows, forward};
 use crate::number::Number;
 use crate::simd::name;
 
-/// Holds another way to normalize rows to the bits of [`normalize::forward`](forward): y, mean, low, rstd and exponent of rows of all kinds and
-/// lengths. `other` returns whether it took them.
+/// Holds another way to normalize rows to the bits of [`normalize::forward`](forward): y, mean, low, rstd and exponent of rows of
+/// all kinds and lengths. `other` returns whether it took them.
 pub(crate) fn check_bits<T: Number>(
     level: Level,
     other: impl Fn(&Layer<'_, T>, &[T], &mut [T], &mut Option<SavedRows<'_, T>>) -> bool,

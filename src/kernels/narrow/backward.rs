@@ -50,8 +50,8 @@ fn pays<S: Simd, T: Number>(features: usize) -> bool {
     (T::LANES..=most * T::LANES).contains(&features)
 }
 
-/// [`backward`] of the whole chains of a block, each of which is added to `block`; `R` is the number of lanes, and `columns` are 0.
-/// Returns the row after the last.
+/// [`backward`] of the whole chains of a block, each of which is added to `block`; `R` is the number of lanes, and `columns` are
+/// 0. Returns the row after the last.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
 pub(crate) fn whole_chains<S: Simd, T: Number, const R: usize>(
