@@ -194,7 +194,7 @@ kernels! {
     /// [`gradient::add_tile`]
     fn add_gradient(
         level: Level,
-        rows: gradient::Rows<'_, Self>,
+        rows: kept::Rows<'_, Self>,
         tile: Range<usize>,
         columns: &mut Columns<'_, Self>,
     ) {

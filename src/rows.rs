@@ -9,8 +9,7 @@ use ndarray::{ArrayView, ArrayViewMut, Dimension};
 use crate::arrays::{Input, Output, RowShape};
 use crate::element::Element;
 use crate::kernels::columns::{CHAIN, Gradient, rows_per_block};
-use crate::kernels::gradient::Rows;
-use crate::kernels::kept::KeptRows;
+use crate::kernels::kept::{KeptRows, Rows};
 use crate::kernels::normalize::{Layer, Place, SavedRows};
 use crate::kernels::second_order::Direction;
 use crate::long;
@@ -97,14 +96,8 @@ pub(crate) fn backward<T: Element, D: Dimension>(
     let (x, dy, mut dx) = (Input::new(x, trailing), Input::new(dy, trailing), Output::new(dx, trailing));
     if let (Input::Adjacent(x), Input::Adjacent(dy), Output::Adjacent(dx)) = (&x, &dy, &mut dx) {
         if long::backward::pays::<T>(rows, layer.features) {
-            return long::backward::backward(
-                level,
-                layer,
-                place,
-                Rows { features: layer.features, kept, x, dy },
-                dx,
-                grad,
-            );
+            let rows = Rows { features: layer.features, kept, x, dy };
+            return long::backward::backward(level, layer, place, rows, dx, grad);
         }
         if rows <= CHAIN {
             return one_chain(level, rows, layer.features, grad, |columns| {
@@ -187,14 +180,8 @@ pub(crate) fn backward_residual<T: Element, D: Dimension>(
         && let Output::Adjacent(dresidual) = &mut dresidual
         && let None | Some((Input::Adjacent(_), Output::Adjacent(_))) = &masked
     {
-        long::backward::backward(
-            level,
-            layer,
-            place,
-            Rows { features: layer.features, kept, x: sum, dy },
-            dresidual,
-            grad,
-        );
+        let rows = Rows { features: layer.features, kept, x: sum, dy };
+        long::backward::backward(level, layer, place, rows, dresidual, grad);
         long::add_to(level, dresidual, dsum);
         if let Some((Input::Adjacent(mask), Output::Adjacent(dx))) = &mut masked {
             long::multiply(level, mask, dresidual, dx);

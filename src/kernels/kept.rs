@@ -145,6 +145,41 @@ impl<T: Number> Row<T> {
     }
 }
 
+/// What backward reads of rows side by side.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows<'a, T> {
+    pub(crate) features: usize,
+    pub(crate) kept: KeptRows<'a, T>,
+    pub(crate) x: &'a [T],
+    pub(crate) dy: &'a [T],
+}
+
+impl<'a, T: Number> Rows<'a, T> {
+    pub(crate) fn count(&self) -> usize {
+        self.kept.mean.len()
+    }
+
+    /// The first `rows` rows, and the others.
+    pub(crate) fn split(self, rows: usize) -> (Self, Self) {
+        let (first, second) = (self.kept.rows(0..rows), self.kept.rows(rows..self.count()));
+        let (x, x_second) = self.x.split_at(rows * self.features);
+        let (dy, dy_second) = self.dy.split_at(rows * self.features);
+        (Self { kept: first, x, dy, ..self }, Self { kept: second, x: x_second, dy: dy_second, ..self })
+    }
+
+    /// x and dy of some columns of each.
+    #[inline(always)]
+    pub(crate) fn columns(self, columns: Range<usize>) -> impl Iterator<Item = (Row<T>, &'a [T], &'a [T])> {
+        (0..self.count()).map(
+            #[inline(always)]
+            move |row| {
+                let at = row * self.features + columns.start..row * self.features + columns.end;
+                (Row::kept(&self.kept, row), &self.x[at.clone()], &self.dy[at])
+            },
+        )
+    }
+}
+
 /// A power of two in every lane.
 #[derive(Clone, Copy)]
 pub(crate) struct Scale<V>([V; 2]);

@@ -17,8 +17,7 @@ use ndarray::{ArrayViewMut2, Axis};
 
 use crate::element::Element;
 use crate::kernels::columns::{CHAIN, Gradient, rows_per_block};
-use crate::kernels::gradient::Rows;
-use crate::kernels::kept::{Coefficients, Row, Sums};
+use crate::kernels::kept::{Coefficients, Row, Rows, Sums};
 use crate::kernels::normalize::{Layer, Place};
 use crate::kernels::passes::Columns;
 use crate::long::{Blocks, ROW, Tiles, shares_columns};
