@@ -26,6 +26,7 @@
 
 #![doc = include_str!("../../docs/backward.md")]
 
+use std::iter;
 use std::ops::Range;
 
 use fearless_simd::{Simd, SimdBase};
@@ -160,7 +161,9 @@ fn groups<S: Simd, T: Number, const R: usize, const P: usize, const CENTRED: boo
             group.write::<S, CENTRED>(simd, &tail, gain, features, 0, x, dy, dx);
         } else {
             group.sum_long_rows::<S, P, CENTRED, A>(simd, layer, x, dy, columns, prefetch);
-            for start in (0..features).step_by(T::BLOCK) {
+            // The last block first, of which L1 has most.
+            let last = (features - 1) / T::BLOCK * T::BLOCK;
+            for start in iter::once(last).chain((0..last).step_by(T::BLOCK)) {
                 let len = (features - start).min(T::BLOCK);
                 group.write::<S, CENTRED>(
                     simd,
