@@ -202,10 +202,10 @@ impl<'a, T: Number> Prefetch<'a, T> {
 }
 
 /// Bytes that follow each other in memory: no CPU reads ahead beyond them.
-const PAGE: usize = 4096;
+pub(crate) const PAGE: usize = 4096;
 
 /// Asks for the first line of the page that begins behind the first line of `next`, if one does: elements that are read or
-/// written when others have been.
+/// written when others have been. They are at most a [`PAGE`].
 ///
 /// On AVX-512, where asking for all lines costs more than it brings, rows from memory take 0.8 to 0.95 of the time with it, as a
 /// rule, between their passes: in forward for y and then x, in backward for x and dy (for dx it costs more than it brings).
@@ -216,6 +216,17 @@ pub(crate) fn ask_for_page<T: Number>(array: &[T], next: Range<usize>) {
     let page = second + (PAGE - address % PAGE) / size_of::<T>();
     if page < next.end + T::LANES {
         Prefetch::lines([Prefetch::these(array)], page);
+    }
+}
+
+/// [`ask_for_page`] of any number of elements of each of some arrays.
+#[inline(always)]
+pub(crate) fn ask_for_pages<T: Number, const A: usize>(arrays: [&[T]; A], next: Range<usize>) {
+    let page = PAGE / size_of::<T>();
+    for start in next.clone().step_by(page) {
+        for array in arrays {
+            ask_for_page(array, start..next.end.min(start + page));
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use crate::kernels::group::near_means_of;
 use crate::kernels::moments::{Moments, Statistics, partial_sums};
 use crate::kernels::normalize::{Lanes, Layer, SavedRows, end_row, write};
 use crate::number::Number;
-use crate::simd::{Tail, ask_for_page, splat, tree};
+use crate::simd::{PAGE, Tail, ask_for_page, splat, tree};
 
 /// Vectors of the longest rows that are taken in pairs.
 const PAIRED: usize = 18;
@@ -62,7 +62,7 @@ fn rows<S: Simd, T: Number, const R: usize, const CENTRED: bool>(
     let &Layer { features, spread, .. } = layer;
     let tail = &Tail::new(simd, features);
     let affine = (layer.gain(0, features), layer.bias(0, features));
-    let len = R * features;
+    let (len, page) = (R * features, PAGE / size_of::<T>());
     let (mut inputs, mut outputs) = (&x[first * features..], &mut y[first * features..]);
     while let (Some(x), Some(y)) = (inputs.split_off(..len), outputs.split_off_mut(..len)) {
         let at = |r: usize| r * features..(r + 1) * features;
@@ -71,8 +71,13 @@ fn rows<S: Simd, T: Number, const R: usize, const CENTRED: bool>(
         for r in 0..R {
             [sums[0][r], sums[1][r]] = partial_sums::<S, T, CENTRED, 0>(simd, tail, &x[at(r)], near.as_slice()[r], []);
         }
-        ask_for_page(outputs, 0..len);
-        ask_for_page(inputs, 0..len);
+        // In this order, and without a loop for the short rows, most of which need no second page.
+        ask_for_page(outputs, 0..len.min(page));
+        ask_for_page(inputs, 0..len.min(page));
+        if len > page {
+            ask_for_page(outputs, page..len);
+            ask_for_page(inputs, page..len);
+        }
         // One tree for all.
         let trees = tree(simd, sums.as_flattened_mut());
         let (sums, squares) = trees.as_slice().split_at(R);

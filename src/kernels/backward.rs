@@ -24,8 +24,6 @@
 //! Where threads share out the columns of some rows, where rows have to be rescaled, and where they are taken as
 //! [cache lines](lines) lie, they belong to the second.
 
-#![doc = include_str!("../../docs/backward.md")]
-
 use std::iter;
 use std::ops::Range;
 
@@ -34,11 +32,14 @@ use fearless_simd_macros::simd;
 
 use crate::kernels::blocks::blocks;
 use crate::kernels::kept::{Coefficients, KeptRows, Row, Sums};
-use crate::kernels::lines::{self, ALONE};
+use crate::kernels::lines;
 use crate::kernels::normalize::{Layer, Place};
 use crate::kernels::passes::{Columns, Second, asked_for, sums, sums_alone, write, write_and_add};
 use crate::number::{Number, times_power_of_two};
-use crate::simd::{self, Prefetch, Tail, Vector, ask_for_page, is_avx2, is_avx512, splat, tree};
+use crate::simd::{self, Prefetch, Tail, Vector, ask_for_pages, is_avx2, is_avx512, splat, tree};
+
+/// Vectors of the longest rows that are taken in pairs: of longer ones, the columns are a large part of the traffic.
+const PAIRED: usize = 72;
 
 /// dx of rows of any number of features, side by side in `x`, `dy` and `dx`; adds their columns to `columns`.
 ///
@@ -67,7 +68,7 @@ pub(crate) fn backward<S: Simd, T: Number>(
     }
     if const { S::f32s::LEN < 8 } {
         // Narrow registers do not hold two rows.
-        groups::<S, T, 1, 1, true, 0>(simd, layer, &kept, x, dy, dx, columns, 0..rows);
+        groups::<S, T, 1, 1, true, 0>(simd, layer, place, &kept, x, dy, dx, columns, 0..rows);
     } else if layer.spread.centred {
         plain_rows::<S, T, true>(simd, layer, place, &kept, x, dy, dx, columns);
     } else {
@@ -98,25 +99,24 @@ fn plain_rows<S: Simd, T: Number, const CENTRED: bool>(
     let alone = if const { is_avx2::<S>() } {
         place == Place::Shared && vectors > 8 || place == Place::Memory && vectors > 4
     } else {
-        place == Place::Memory && (5..=ALONE).contains(&vectors)
+        place == Place::Memory && (5..=lines::alone(layer.spread)).contains(&vectors)
     };
     let done = if alone {
         0
     } else if vectors <= 8 {
         // The reductions are a large part of the work.
-        groups::<S, T, 8, 2, CENTRED, 0>(simd, layer, kept, x, dy, dx, columns, 0..rows / 8 * 8)
-    } else if vectors <= ALONE {
-        groups::<S, T, 2, 2, CENTRED, 0>(simd, layer, kept, x, dy, dx, columns, 0..rows / 2 * 2)
+        groups::<S, T, 8, 2, CENTRED, 0>(simd, layer, place, kept, x, dy, dx, columns, 0..rows / 8 * 8)
+    } else if vectors <= PAIRED {
+        groups::<S, T, 2, 2, CENTRED, 0>(simd, layer, place, kept, x, dy, dx, columns, 0..rows / 2 * 2)
     } else {
-        // The columns are a large part of the traffic.
-        groups::<S, T, 4, 4, CENTRED, 0>(simd, layer, kept, x, dy, dx, columns, 0..rows / 4 * 4)
+        groups::<S, T, 4, 4, CENTRED, 0>(simd, layer, place, kept, x, dy, dx, columns, 0..rows / 4 * 4)
     };
     let groups = match place {
         Place::Memory if const { is_avx2::<S>() } => groups::<S, T, 1, 1, CENTRED, 3>,
         Place::Shared if const { is_avx2::<S>() } => groups::<S, T, 1, 1, CENTRED, 2>,
         _ => groups::<S, T, 1, 1, CENTRED, 0>,
     };
-    groups(simd, layer, kept, x, dy, dx, columns, done..rows);
+    groups(simd, layer, place, kept, x, dy, dx, columns, done..rows);
 }
 
 /// Rows that need not be rescaled, `R` at a time; `R` divides their number, and `P` divides `R`. Returns the row after
@@ -129,6 +129,7 @@ fn plain_rows<S: Simd, T: Number, const CENTRED: bool>(
 fn groups<S: Simd, T: Number, const R: usize, const P: usize, const CENTRED: bool, const A: usize>(
     simd: S,
     layer: &Layer<'_, T>,
+    place: Place,
     kept: &KeptRows<'_, T>,
     x: &[T],
     dy: &[T],
@@ -149,18 +150,18 @@ fn groups<S: Simd, T: Number, const R: usize, const P: usize, const CENTRED: boo
     {
         let mut group = Group::<T, R>::new(kept, first);
         let prefetch = asked_for::<T, A>(all, first * features, dx);
-        if features <= T::BLOCK {
+        let in_block = features <= T::BLOCK;
+        if in_block {
             group.sum_blocks::<S, P, CENTRED, A>(simd, &tail, layer, x, dy, columns, prefetch);
-            // On AVX-512 rows are taken alone if they come from memory, or are the last.
-            if const { is_avx512::<S>() && R == 1 } {
-                let next = (first + 1) * features..(first + 2) * features;
-                for array in all {
-                    ask_for_page(array, next.clone());
-                }
-            }
-            group.write::<S, CENTRED>(simd, &tail, gain, features, 0, x, dy, dx);
         } else {
             group.sum_long_rows::<S, P, CENTRED, A>(simd, layer, x, dy, columns, prefetch);
+        }
+        if const { is_avx512::<S>() } && place == Place::Memory {
+            ask_for_pages(all, (first + R) * features..(first + 2 * R) * features);
+        }
+        if in_block {
+            group.write::<S, CENTRED>(simd, &tail, gain, features, 0, x, dy, dx);
+        } else {
             // The last block first, of which L1 has most.
             let last = (features - 1) / T::BLOCK * T::BLOCK;
             for start in iter::once(last).chain((0..last).step_by(T::BLOCK)) {

@@ -10,7 +10,8 @@ use fearless_simd::{Simd, SimdBase};
 use fearless_simd_macros::simd;
 
 use crate::kernels::kept::Rows;
-use crate::kernels::passes::{Columns, Lanes};
+use crate::kernels::normalize::Lanes;
+use crate::kernels::passes::Columns;
 use crate::number::Number;
 use crate::simd::{Tail, is_avx512, load, splat};
 
@@ -34,7 +35,7 @@ pub(crate) fn add_tile<S: Simd, T: Number>(
         let mut sums = [tail.load_all(columns.dgain), tail.load_all(columns.dbias)];
         for (row, x, dy) in rows.columns(tile) {
             // Filled up with what adds nothing.
-            Lanes::new(simd, &row).add_columns([tail.load(x, zero), tail.load(dy, zero)], &mut sums);
+            Lanes::of_row(simd, &row).add_columns([tail.load(x, zero), tail.load(dy, zero)], &mut sums);
         }
         tail.store_all(sums[0], columns.dgain);
         tail.store_all(sums[1], columns.dbias);
@@ -60,7 +61,7 @@ fn add_vectors<S: Simd, T: Number, const N: usize>(
             sums[v] = [load::<S, T>(simd, &dgain[v]), load::<S, T>(simd, &dbias[v])];
         }
         for (row, x, dy) in rows.columns(tile.start + at.start..tile.start + at.end) {
-            let lanes = Lanes::new(simd, &row);
+            let lanes = Lanes::of_row(simd, &row);
             let (x, dy) = (&T::chunks(x).0[..N], &T::chunks(dy).0[..N]);
             for v in 0..N {
                 lanes.add_columns([load::<S, T>(simd, &x[v]), load::<S, T>(simd, &dy[v])], &mut sums[v]);

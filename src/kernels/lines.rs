@@ -21,19 +21,23 @@ use fearless_simd::{Select, Simd, SimdBase, u8x64};
 use fearless_simd_macros::simd;
 
 use crate::kernels::kept::{KeptRows, Row};
-use crate::kernels::normalize::{Layer, Place};
-use crate::kernels::passes::{Columns, Lanes, Second, add_all, write_and_add};
+use crate::kernels::moments::Spread;
+use crate::kernels::normalize::{Lanes, Layer, Place};
+use crate::kernels::passes::{Columns, Second, add_all, write_and_add};
 use crate::number::Number;
 use crate::simd::{TURNS, Tail, Vector, ask_for_page, is_avx512, splat, tree};
 
-/// Vectors of the longest rows that are best read and written one by one where memory sets the pace.
-pub(crate) const ALONE: usize = 72;
+/// Vectors of the longest rows that are best read and written one by one where memory sets the pace: x, dy, dx, gain and its
+/// gradients stay in L1. Without a bias and its gradient there is room for more.
+pub(crate) fn alone(spread: Spread) -> usize {
+    if spread.centred { 72 } else { 84 }
+}
 
 /// Whether rows of arrays that do not start at a cache line are best taken so.
 #[inline(always)]
 pub(crate) fn pays<S: Simd, T: Number>(_simd: S, layer: &Layer<'_, T>, place: Place) -> bool {
     let (vectors, rest) = (layer.features / T::LANES, layer.features % T::LANES);
-    is_avx512::<S>() && place == Place::Memory && rest == 0 && (5..=ALONE).contains(&vectors)
+    is_avx512::<S>() && place == Place::Memory && rest == 0 && (5..=alone(layer.spread)).contains(&vectors)
 }
 
 /// Where the lines are in rows of a whole number of vectors.
@@ -140,7 +144,7 @@ pub(crate) fn backward<S: Simd, T: Number, const CENTRED: bool>(
         let (start, end) = (row * features, (row + 1) * features);
         let inner = start + within.start..start + within.end;
         let row = Row::kept(kept, row);
-        let lanes = Lanes::new(simd, &row);
+        let lanes = Lanes::of_row(simd, &row);
 
         let mut sums = [(zero, zero); TURNS];
         let begin = [lines.begin.select(boundary[0], lanes.mean), lines.begin.select(boundary[1], zero)];

@@ -10,9 +10,9 @@
 //!
 //! Never `x·rstd + (−mean·rstd)`: at a large mean that is the difference of two large numbers. Rows taken together
 //! share the latencies of their reductions, divisions and square roots, and the loads of gain and bias, and the next rows' h is
-//! on its way while these wait for theirs. Rows that come from memory are taken [`alone`](super::alone) on AVX-512; on AVX2 what
-//! follows is asked for meanwhile ([`ahead`](super::ahead)). None of it changes the order of additions within a row, so none
-//! changes a bit.
+//! on its way while these wait for theirs. Rows of one block that come from memory are taken [`alone`](super::alone) on
+//! AVX-512; on AVX2 what follows is asked for meanwhile ([`ahead`](super::ahead)). None of it changes the order of additions
+//! within a row, so none changes a bit.
 
 use std::ops::Range;
 
@@ -130,6 +130,23 @@ pub(crate) fn forward<S: Simd, T: Number>(
     }
 }
 
+/// [`forward`] of rows of several blocks that come from memory, on AVX-512: their columns are written four at once, which
+/// memory likes better (0.92 to 0.95 of the time), but caches do not (1.1).
+#[inline(always)]
+pub(crate) fn forward_from_memory<S: Simd, T: Number>(
+    simd: S,
+    layer: &Layer<'_, T>,
+    x: &[T],
+    y: &mut [T],
+    saved: &mut Option<SavedRows<'_, T>>,
+) {
+    if layer.spread.centred {
+        groups_of_four::<S, T, 4, true>(simd, layer, x, y, saved, 0);
+    } else {
+        groups_of_four::<S, T, 4, false>(simd, layer, x, y, saved, 0);
+    }
+}
+
 /// [`forward`] where registers hold two rows. `CENTRED`: as the spread of the layer.
 #[inline(always)]
 fn all_rows<S: Simd, T: Number, const CENTRED: bool>(
@@ -146,11 +163,26 @@ fn all_rows<S: Simd, T: Number, const CENTRED: bool>(
     } else {
         0
     };
-    let done = groups::<S, T, 4, 2, CENTRED>(simd, layer, x, y, saved, done..rows / 4 * 4);
+    groups_of_four::<S, T, 2, CENTRED>(simd, layer, x, y, saved, done);
+}
+
+/// Four rows at a time from row `first` on, and what is left alone.
+#[inline(always)]
+fn groups_of_four<S: Simd, T: Number, const P: usize, const CENTRED: bool>(
+    simd: S,
+    layer: &Layer<'_, T>,
+    x: &[T],
+    y: &mut [T],
+    saved: &mut Option<SavedRows<'_, T>>,
+    first: usize,
+) {
+    let rows = x.len() / layer.features;
+    let done = groups::<S, T, 4, P, CENTRED>(simd, layer, x, y, saved, first..rows / 4 * 4);
     groups::<S, T, 1, 1, CENTRED>(simd, layer, x, y, saved, done..rows);
 }
 
-/// `R` rows at a time; `R` divides their number. Their y is written `P`, 1 or 2, at a time. Returns the row after the last.
+/// `R` rows at a time; `R` divides their number. Their y is written `P` at a time; `P` divides `R`. Returns the row after
+/// the last.
 #[simd]
 #[inline(never)]
 fn groups<S: Simd, T: Number, const R: usize, const P: usize, const CENTRED: bool>(
@@ -218,19 +250,19 @@ fn write_group<S: Simd, T: Number, const R: usize, const P: usize, const CENTRED
     y: &mut [T],
 ) {
     let columns = start..start + tail.len();
-    if P == 1 {
-        for (i, (x, y)) in x.chunks_exact(features).zip(y.chunks_exact_mut(features)).enumerate() {
-            let row = [group.lanes(simd, i)];
-            write::<S, T, 1, CENTRED>(simd, tail, affine, &row, [&x[columns.clone()]], [&mut y[columns.clone()]]);
+    for (i, (x, y)) in x.chunks_exact(P * features).zip(y.chunks_exact_mut(P * features)).enumerate() {
+        let mut rows = [group.lanes(simd, P * i); P];
+        let mut from = [&x[columns.clone()]; P];
+        let mut to: [&mut [T]; P] = [(); P].map(
+            #[inline(always)]
+            |()| Default::default(),
+        );
+        for (r, y) in y.chunks_exact_mut(features).enumerate() {
+            rows[r] = group.lanes(simd, P * i + r);
+            from[r] = &x[r * features..][columns.clone()];
+            to[r] = &mut y[columns.clone()];
         }
-        return;
-    }
-    for (i, (x, y)) in x.chunks_exact(2 * features).zip(y.chunks_exact_mut(2 * features)).enumerate() {
-        let (x, y) = (x.split_at(features), y.split_at_mut(features));
-        let rows = [group.lanes(simd, 2 * i), group.lanes(simd, 2 * i + 1)];
-        let x = [&x.0[columns.clone()], &x.1[columns.clone()]];
-        let y = [&mut y.0[columns.clone()], &mut y.1[columns.clone()]];
-        write::<S, T, 2, CENTRED>(simd, tail, affine, &rows, x, y);
+        write::<S, T, P, CENTRED>(simd, tail, affine, &rows, from, to);
     }
 }
 

@@ -6,10 +6,11 @@ use fearless_simd::{Simd, SimdBase};
 
 use crate::kernels::blocks::{chunks_from, first_of, last_of};
 use crate::kernels::kept::{Coefficients, Row, Sums};
+use crate::kernels::normalize::Lanes;
 use crate::number::Number;
 use crate::simd::{Prefetch, TURNS, Tail, Turns, Vector, front_of, is_avx512, load, splat, vectors};
 
-/// Column sums of at most [`CHAIN`](crate::kernels::columns::CHAIN) rows.
+/// Column sums of the rows of a chain.
 #[derive(Debug)]
 pub(crate) struct Columns<'a, T> {
     pub(crate) dgain: &'a mut [T],
@@ -31,18 +32,10 @@ impl<'a, T> Columns<'a, T> {
     }
 }
 
-/// What both passes need of one row in every lane, or of a row in each.
-#[derive(Clone, Copy)]
-pub(crate) struct Lanes<V> {
-    pub(crate) mean: V,
-    pub(crate) low: V,
-    pub(crate) rstd: V,
-}
-
 impl<V: Copy> Lanes<V> {
     #[inline(always)]
-    pub(crate) fn new<S: Simd, T: Number<Vector<S> = V>>(simd: S, row: &Row<T>) -> Self {
-        Self { mean: splat(simd, row.mean), low: splat(simd, row.low), rstd: splat(simd, row.rstd) }
+    pub(crate) fn of_row<S: Simd, T: Number<Vector<S> = V>>(simd: S, row: &Row<T>) -> Self {
+        Self::new(simd, row.mean, row.low, row.rstd)
     }
 
     /// q, q·(x − mean) and p·d.
@@ -151,9 +144,9 @@ pub(crate) fn sums<S: Simd, T: Number, const P: usize, const CENTRED: bool, cons
 ) -> [(Vector<S, T>, Vector<S, T>); P] {
     let zero = splat(simd, T::zero());
     let zeros = [[zero; TURNS]; P];
-    let mut sums = Turned::<_, P, CENTRED> { lanes: [Lanes::new(simd, &rows[0]); P], q: zeros, qd: zeros };
+    let mut sums = Turned::<_, P, CENTRED> { lanes: [Lanes::of_row(simd, &rows[0]); P], q: zeros, qd: zeros };
     for (lanes, row) in sums.lanes.iter_mut().zip(rows) {
-        *lanes = Lanes::new(simd, row);
+        *lanes = Lanes::of_row(simd, row);
     }
     let gains = vectors(gain);
     let (xs, dys) = (x.map(vectors), dy.map(vectors));
@@ -224,7 +217,7 @@ pub(crate) fn sums_alone<S: Simd, T: Number>(
     x: &[T],
     dy: &[T],
 ) -> Sums<T::Wide> {
-    let (zero, lanes) = (splat(simd, T::zero()), Lanes::new(simd, row));
+    let (zero, lanes) = (splat(simd, T::zero()), Lanes::of_row(simd, row));
     let mut sums = [(zero, zero); TURNS];
     add_all::<S, T, _, true>(simd, &lanes, gain, x, dy, &mut sums);
     if !tail.is_empty() {
@@ -281,7 +274,7 @@ impl<V: Copy> Second<V> {
         row: &Row<T>,
         coefficients: &Coefficients<T>,
     ) -> Self {
-        Self { row: Lanes::new(simd, row), k: splat(simd, coefficients.k), m: splat(simd, coefficients.m) }
+        Self { row: Lanes::of_row(simd, row), k: splat(simd, coefficients.k), m: splat(simd, coefficients.m) }
     }
 
     /// Not `CENTRED`, if the spread is about 0: mean, low and k are 0, and the bits the same.

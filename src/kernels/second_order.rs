@@ -14,8 +14,6 @@
 //! A row that had to be rescaled by 2^-e has d and rstd in units of the rescaled row: P brings 2^-e with it once, the terms
 //! with a c twice. Rows are taken one by one, each sum in one vector: there are seven.
 
-#![doc = include_str!("../../docs/second_order.md")]
-
 use std::ops::Range;
 
 use fearless_simd::{Simd, SimdBase};
@@ -23,8 +21,8 @@ use fearless_simd_macros::simd;
 
 use crate::kernels::blocks::{blocks, joined, map, sums, update};
 use crate::kernels::kept::{KeptRows, Row, Scale};
+use crate::kernels::normalize::Lanes;
 use crate::kernels::normalize::Layer;
-use crate::kernels::passes::Lanes;
 use crate::number::{Number, Wide};
 use crate::simd::{Vector, splat};
 
@@ -148,7 +146,7 @@ fn sums_along<S: Simd, T: Number>(simd: S, row: &Row<T>, x: &[T], block: &Block<
     if row.exponent != 0 {
         return row.with_rescaled(x, |row, x| sums_along(simd, row, x, block));
     }
-    let Lanes { mean, .. } = Lanes::new(simd, row);
+    let Lanes { mean, .. } = Lanes::of_row(simd, row);
     sums::<S, T, 2, 2>(
         simd,
         [x, block.along_x],
@@ -164,7 +162,7 @@ fn sums_of_all<S: Simd, T: Number>(simd: S, row: &Row<T>, x: &[T], dy: &[T], blo
     if row.exponent != 0 {
         return row.with_rescaled(x, |row, x| sums_of_all(simd, row, x, dy, block));
     }
-    let (Lanes { mean, .. }, zero) = (Lanes::new(simd, row), splat(simd, T::zero()));
+    let (Lanes { mean, .. }, zero) = (Lanes::of_row(simd, row), splat(simd, T::zero()));
     sums::<S, T, 5, 7>(
         simd,
         [x, dy, block.along_x, block.gain, block.along_gain],
@@ -247,7 +245,7 @@ struct Tangent<V> {
 impl<V: Copy> Tangent<V> {
     #[inline(always)]
     fn new<S: Simd, T: Number<Vector<S> = V>>(simd: S, row: &Row<T>, scale: Scale<V>, p: Projection<T>) -> Self {
-        Self { row: Lanes::new(simd, row), p: p.splat(simd), scale }
+        Self { row: Lanes::of_row(simd, row), p: p.splat(simd), scale }
     }
 
     /// d and P(X).
@@ -289,7 +287,7 @@ fn write_tangent<S: Simd, T: Number>(
     map(
         simd,
         [x, block.along_x, block.gain, block.along_gain, block.along_bias],
-        [y_tangent],
+        y_tangent,
         #[inline(always)]
         |values| tangent.of_y(values),
     );
@@ -326,14 +324,14 @@ fn write_all<S: Simd, T: Number>(
     map(
         simd,
         [x, block.along_x, block.gain, block.along_gain, block.along_bias],
-        [ddy],
+        ddy,
         #[inline(always)]
         |values| tangent.of_y(values),
     );
     map(
         simd,
         [x, block.along_x, block.gain, block.along_gain, dy],
-        [dx],
+        dx,
         #[inline(always)]
         |[x, along_x, gain, along_gain, dy]| {
             let (d, p) = tangent.project(x, along_x);

@@ -32,7 +32,7 @@ use crate::kernels::group::Group;
 use crate::kernels::kept::KeptRows;
 use crate::kernels::narrow;
 use crate::kernels::normalize::{self, Layer, Place, SavedRows};
-use crate::kernels::passes::{self, Columns, Second};
+use crate::kernels::passes::{Columns, Second};
 use crate::number::Number;
 use crate::simd::{Vector, pairs, splat};
 
@@ -217,7 +217,7 @@ fn backward_group<S: Simd, T: Number, const R: usize>(
 
     let (mean, low, rstd) = (padded(kept.mean), padded(kept.low), padded(kept.rstd));
     let mut group = backward::Group::<T, R> { mean, low, rstd, k: [T::zero(); R], m: [T::zero(); R] };
-    let lanes = passes::Lanes {
+    let lanes = normalize::Lanes {
         mean: Vector::<S, T>::from_slice(simd, &group.mean),
         low: Vector::<S, T>::from_slice(simd, &group.low),
         rstd: Vector::<S, T>::from_slice(simd, &group.rstd),

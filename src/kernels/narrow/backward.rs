@@ -7,8 +7,9 @@ use crate::kernels::backward::{self, Group};
 use crate::kernels::columns::CHAIN;
 use crate::kernels::kept::{KeptRows, Row};
 use crate::kernels::narrow::{Folded, at, end_chain, store, vectors};
+use crate::kernels::normalize::Lanes;
 use crate::kernels::normalize::{Layer, Place};
-use crate::kernels::passes::{Columns, Lanes, Second, asked_for};
+use crate::kernels::passes::{Columns, Second, asked_for};
 use crate::number::Number;
 use crate::simd::{Prefetch, TURNS, Tail, Vector, ask_for_page, is_avx2, is_avx512, splat, tree};
 
@@ -308,7 +309,7 @@ fn rows<S: Simd, T: Number, const N: usize, const CENTRED: bool>(
             unreachable!("there are numbers for each row");
         };
         let row = Row::new(mean, low, rstd);
-        let lanes = Lanes::new(simd, &row);
+        let lanes = Lanes::of_row(simd, &row);
         let x_vectors = vectors::<S, T, N>(simd, features, x_row, 0);
         let dy_vectors = vectors::<S, T, N>(simd, features, dy_row, 0);
         let mut fresh_dy = dy_vectors;
@@ -356,7 +357,7 @@ fn first_pass<S: Simd, T: Number, const N: usize, const CENTRED: bool>(
     r: usize,
 ) -> [Vector<S, T>; 2] {
     let zero = splat(simd, T::zero());
-    let row = Lanes::new(simd, row);
+    let row = Lanes::of_row(simd, row);
     let x = vectors::<S, T, N>(simd, tail.len(), x, r);
     let mut dy = vectors::<S, T, N>(simd, tail.len(), dy, r);
     dy[N - 1] = tail.keep(dy[N - 1], zero);

@@ -35,6 +35,9 @@ pub(crate) fn forward<S: Simd, T: Number, const R: usize>(
     if const { is_avx512::<S>() } && streams && vectors > most && layer.features <= T::BLOCK {
         return alone::forward(simd, layer, x, y, &mut saved);
     }
+    if const { is_avx512::<S>() } && streams && layer.features > T::BLOCK {
+        return normalize::forward_from_memory(simd, layer, x, y, &mut saved);
+    }
     let done = if const { S::f32s::LEN < 8 } || layer.features < T::LANES || vectors > most {
         // Narrow registers do not hold a row.
         0
@@ -130,8 +133,7 @@ fn all_groups<S: Simd, T: Number, const R: usize, const CENTRED: bool>(
     groups(simd, layer, x, y, saved, !streams)
 }
 
-/// y of groups of `R` rows of `N` vectors, at most a chain of them, the last of which need not be full. Returns the row
-/// after the last group.
+/// y of groups of `R` rows of `N` vectors, the last of which need not be full. Returns the row after the last group.
 ///
 /// `ahead`: the sample of the rows that follow is taken first, and does not wait for anything of these.
 #[simd]
@@ -325,4 +327,36 @@ fn partial_sums<S: Simd, T: Number, const N: usize, const CENTRED: bool>(
     }
     let [(sum, square), others] = turns;
     if N == 1 { [sum, square] } else { [sum + others.0, square + others.1] }
+}
+
+#[cfg(test)]
+mod tests {
+    use fearless_simd::dispatch;
+
+    use super::*;
+    use crate::kernels::check::check_bits;
+    use crate::simd::available;
+
+    #[simd]
+    fn run<S: Simd, T: Number>(
+        simd: S,
+        layer: &Layer<'_, T>,
+        x: &[T],
+        y: &mut [T],
+        saved: &mut Option<SavedRows<'_, T>>,
+    ) -> bool {
+        let runs = const { S::f32s::LEN >= 8 };
+        if runs {
+            normalize::forward_from_memory(simd, layer, x, y, saved);
+        }
+        runs
+    }
+
+    #[test]
+    fn bits_of_rows_written_four_at_once_are_those_of_pairs() {
+        for level in available() {
+            check_bits::<f32>(level, |layer, x, y, saved| dispatch!(level, simd => run(simd, layer, x, y, saved)));
+            check_bits::<f64>(level, |layer, x, y, saved| dispatch!(level, simd => run(simd, layer, x, y, saved)));
+        }
+    }
 }
