@@ -48,7 +48,7 @@ pub(crate) fn forward<T: Element, D: Dimension>(
         T::batch_sample(call.level, &rows[..count], saved.mean);
     });
     let mut all_hold = true;
-    parallel::lend_beside(features, |about: &mut [T]| {
+    parallel::lend(features, |about: &mut [T]| {
         about.copy_from_slice(saved.mean);
         sum_columns(call, about, [&x, &Input::Absent], |totals| {
             all_hold = T::batch_finish(call.level, call.layer.spread, call.count(), totals, &mut saved);
@@ -58,7 +58,7 @@ pub(crate) fn forward<T: Element, D: Dimension>(
         take_again(call, &x, 0, &mut saved);
     }
     let kept = saved.kept();
-    parallel::lend_beside(features, |scale: &mut [T]| {
+    parallel::lend(features, |scale: &mut [T]| {
         call.scale(kept.rstd, 0, scale);
         let kernel = |step: Step<'_, T, _, 1, 1, 0>| {
             let Step { inputs: [x], outputs: [y], .. } = step;
@@ -113,7 +113,7 @@ fn with_statistics<T: Element>(
     [mean, variance]: [&[T]; 2],
     f: impl FnOnce(KeptColumns<'_, T>, &[T]),
 ) {
-    parallel::lend_beside(3 * mean.len(), |buffer: &mut [T]| {
+    parallel::lend(3 * mean.len(), |buffer: &mut [T]| {
         let (low, buffer) = buffer.split_at_mut(mean.len());
         let (rstds, scale) = buffer.split_at_mut(mean.len());
         low.fill(T::zero());
@@ -141,7 +141,7 @@ pub(crate) fn backward<T: Element, D: Dimension>(
     {
         return flat::backward(call, kept, (&x, &dy), dx, grad);
     }
-    parallel::lend_beside(3 * features, |buffer: &mut [T]| {
+    parallel::lend(3 * features, |buffer: &mut [T]| {
         let (k, buffer) = buffer.split_at_mut(features);
         let (m, scale) = buffer.split_at_mut(features);
         call.scale(kept.rstd, 0, scale);

@@ -85,17 +85,15 @@ pub struct Exponential<T: 'static> {
     pub negligible: T,
 }
 
-/// Buffers of one thread. They only grow.
+/// Buffers of one thread that are not lent, the one that comes next last. They only grow.
 #[derive(Debug, Default)]
 pub struct Scratch<T: Number> {
-    /// Gathered tiles and column sums.
-    pub elements: Vec<T>,
+    /// Gathered tiles, column sums, and what a call knows while its tasks run.
+    pub elements: Vec<Vec<T>>,
     /// Column sums of many rows.
-    pub wide: Vec<T::Wide>,
-    /// What a call knows while its tasks use the others.
-    pub beside: Vec<T>,
+    pub wide: Vec<Vec<T::Wide>>,
     /// Masks.
-    pub flags: Vec<bool>,
+    pub flags: Vec<Vec<bool>>,
 }
 
 /// A number with more digits than an element: `f64` for `f32`, [`Pair`] for `f64`.

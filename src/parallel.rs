@@ -3,7 +3,9 @@
 //! Threads fill places that were fixed beforehand; they never decide an order of additions. The only file that
 //! knows rayon.
 
-use crate::number::Number;
+use std::ops::Range;
+
+use crate::number::{Number, Scratch};
 
 /// Work that can be cut in two.
 pub(crate) trait Job: Sized + Send {
@@ -15,6 +17,15 @@ pub(crate) trait Job: Sized + Send {
 
     /// Does all of it, on this thread.
     fn run(self);
+}
+
+/// Ranges of at most `step` that make up `all`. Not `step_by`, whose divisions are felt where there is one short row.
+pub(crate) fn steps(mut all: Range<usize>, step: usize) -> impl Iterator<Item = Range<usize>> {
+    std::iter::from_fn(move || {
+        let next = all.start..(all.start + step).min(all.end);
+        all.start = next.end;
+        (!next.is_empty()).then_some(next)
+    })
 }
 
 /// Bytes below which another thread costs more than it brings, for a thread of the pool.
@@ -128,39 +139,40 @@ pub(crate) fn lend<T: Number, R>(len: usize, f: impl FnOnce(&mut [T]) -> R) -> R
     if len == 0 {
         return f(&mut []);
     }
-    // Taken, not borrowed: another job may run on this thread before `f` returns.
-    let mut buffer = T::with_scratch(|scratch| std::mem::take(&mut scratch.elements));
-    let lines = grown(&mut buffer, len + T::LANES);
-    let start = lines.as_ptr().align_offset(size_of::<T::Chunk>()).min(T::LANES);
-    let result = f(&mut lines[start..start + len]);
-    T::with_scratch(|scratch| scratch.elements = buffer);
-    result
+    lend_of(
+        |scratch: &mut Scratch<T>| &mut scratch.elements,
+        |buffer| {
+            let lines = grown(buffer, len + T::LANES);
+            let start = lines.as_ptr().align_offset(size_of::<T::Chunk>()).min(T::LANES);
+            f(&mut lines[start..start + len])
+        },
+    )
 }
 
 /// Lends `f` a buffer of `len` wide numbers, whatever is in them.
 pub(crate) fn lend_wide<T: Number, R>(len: usize, f: impl FnOnce(&mut [T::Wide]) -> R) -> R {
-    let mut buffer = T::with_scratch(|scratch| std::mem::take(&mut scratch.wide));
-    let result = f(grown(&mut buffer, len));
-    T::with_scratch(|scratch| scratch.wide = buffer);
-    result
-}
-
-/// Lends `f` a second buffer of `len` elements, whatever is in them: tasks that run meanwhile have [`lend`]'s.
-pub(crate) fn lend_beside<T: Number, R>(len: usize, f: impl FnOnce(&mut [T]) -> R) -> R {
-    let mut buffer = T::with_scratch(|scratch| std::mem::take(&mut scratch.beside));
-    let result = f(grown(&mut buffer, len));
-    T::with_scratch(|scratch| scratch.beside = buffer);
-    result
+    lend_of::<T, _, _>(|scratch| &mut scratch.wide, |buffer| f(grown(buffer, len)))
 }
 
 /// Lends `f` a copy of these flags, side by side.
 #[cfg(feature = "rnn")]
 pub(crate) fn lend_flags<'a, T: Number, R>(flags: impl Iterator<Item = &'a bool>, f: impl FnOnce(&[bool]) -> R) -> R {
-    let mut buffer = T::with_scratch(|scratch| std::mem::take(&mut scratch.flags));
-    buffer.clear();
-    buffer.extend(flags);
-    let result = f(&buffer);
-    T::with_scratch(|scratch| scratch.flags = buffer);
+    lend_of::<T, _, _>(
+        |scratch| &mut scratch.flags,
+        |buffer| {
+            buffer.clear();
+            buffer.extend(flags);
+            f(buffer)
+        },
+    )
+}
+
+/// Lends `f` one of the buffers that `kind` finds. Another job may ask for one on this thread before `f` returns: it gets the
+/// next.
+fn lend_of<T: Number, N, R>(kind: impl Fn(&mut Scratch<T>) -> &mut Vec<Vec<N>>, f: impl FnOnce(&mut Vec<N>) -> R) -> R {
+    let mut buffer = T::with_scratch(|scratch| kind(scratch).pop()).unwrap_or_default();
+    let result = f(&mut buffer);
+    T::with_scratch(|scratch| kind(scratch).push(buffer));
     result
 }
 
@@ -169,4 +181,21 @@ fn grown<N: Copy + Default>(buffer: &mut Vec<N>, len: usize) -> &mut [N] {
         buffer.resize(len, N::default());
     }
     &mut buffer[..len]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_that_are_lent_within_each_other_are_kept() {
+        let places = |outer: usize, inner: usize| {
+            lend(outer, |first: &mut [f32]| {
+                lend(inner, |second: &mut [f32]| (first.as_ptr().addr(), second.as_ptr().addr()))
+            })
+        };
+        let grown = places(1000, 3000);
+        assert_ne!(grown.0, grown.1);
+        assert_eq!(places(1000, 3000), grown);
+    }
 }

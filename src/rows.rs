@@ -36,7 +36,7 @@ impl<T: Element> Call<'_, T> {
 fn place<T>(arrays: usize, elements: usize) -> Place {
     const CORE: usize = 768 * 1024;
     const SHARED: usize = 12 * 1024 * 1024;
-    match arrays * elements * size_of::<T>() {
+    match elements.saturating_mul(arrays * size_of::<T>()) {
         bytes if bytes <= CORE => Place::Core,
         bytes if bytes <= SHARED => Place::Shared,
         _ => Place::Memory,
@@ -332,7 +332,7 @@ pub(crate) fn forward_weights<T: Element, D: Dimension>(
 ) {
     let &Call { level, ref layer, rows, trailing } = call;
     let (v, mut w) = (Input::new(v, trailing), Output::new(w, trailing));
-    parallel::lend_beside(gain.len(), |factors: &mut [T]| {
+    parallel::lend(gain.len(), |factors: &mut [T]| {
         let root = (layer.features as f64).sqrt();
         for (factor, &gain) in factors.iter_mut().zip(gain) {
             *factor = T::from_f64(gain.into() / root);

@@ -20,7 +20,7 @@ use crate::element::Element;
 use crate::kernels::columns::{CHAIN, Gradient, rows_per_block};
 use crate::kernels::normalize::SavedRows;
 use crate::kernels::passes::Columns;
-use crate::parallel::{self, Job};
+use crate::parallel::{self, Job, steps};
 
 /// A few numbers a row, to be filled.
 pub(crate) trait PerRow: Send + Sized {
@@ -118,6 +118,9 @@ const TILE: usize = 64 * 1024;
 /// each thread.
 const TASK: usize = 128 * 1024;
 
+/// Rows that most kernels take together: tasks have whole groups of them.
+const GROUP: usize = 8;
+
 /// From memory, two threads take 0.85 to 0.95 of the time of tasks of [`TASK`] bytes: each time that a kernel is entered, it
 /// takes a while until as much is on its way.
 const LARGER: usize = 4;
@@ -140,7 +143,7 @@ where
         per_row: N,
         kernel: &'a F,
     ) -> Self {
-        let task = (TASK / size_of::<T>() / shape.features).max(1).next_multiple_of(8);
+        let task = (TASK / size_of::<T>() / shape.features).max(1).next_multiple_of(GROUP);
         let (in_place, tiled, front, ends_chains, sums) = (false, W > 0, 0, false, ColumnSums::None);
         let rows = 0..rows;
         Self { shape, rows, inputs, outputs, per_row, task, in_place, tiled, front, ends_chains, sums, kernel }
@@ -173,7 +176,7 @@ where
         if parallel::pays(bytes) {
             let each = self.rows.len().div_ceil(parallel::threads());
             let tasks = each.div_ceil((each / ENOUGH).clamp(self.task, LARGER * self.task));
-            self.task = each.div_ceil(tasks).next_multiple_of(8).min(each);
+            self.task = each.div_ceil(tasks).next_multiple_of(GROUP).min(each);
         }
         parallel::run(self, bytes);
     }
@@ -427,13 +430,4 @@ fn unzip<A, B, const N: usize>(pairs: [(A, B); N]) -> ([A; N], [B; N]) {
         first
     });
     (firsts, seconds.map(|second| second.expect("filled a line ago")))
-}
-
-/// Ranges of at most `step` that make up `rows`. Not `step_by`, whose divisions are felt where there is one short row.
-fn steps(mut rows: Range<usize>, step: usize) -> impl Iterator<Item = Range<usize>> {
-    std::iter::from_fn(move || {
-        let next = rows.start..(rows.start + step).min(rows.end);
-        rows.start = next.end;
-        (!next.is_empty()).then_some(next)
-    })
 }

@@ -11,7 +11,7 @@ use crate::kernels::column::{Column, Own, Passes};
 use crate::kernels::columns::CHAIN;
 use crate::kernels::normalize::Layer;
 use crate::number::Wide;
-use crate::parallel;
+use crate::parallel::{self, steps};
 
 /// What all jobs of a call share.
 #[derive(Clone, Copy, Debug)]
@@ -37,7 +37,7 @@ impl<'a, T: Element> Call<'a, T> {
     }
 
     pub(crate) fn bytes(&self, arrays: usize) -> usize {
-        arrays * self.rows * self.layer.features * size_of::<T>()
+        (self.rows * self.layer.features).saturating_mul(arrays * size_of::<T>())
     }
 
     /// Whether the arrays come from memory, not from a cache.
@@ -78,11 +78,6 @@ impl<'a, T: Element> Call<'a, T> {
     pub(crate) fn tile_of<'b>(&self, rows: &'b [T], tile: &Range<usize>) -> Block<'b, T> {
         Block { rows: &rows[tile.start..], stride: self.layer.features, first: tile.start }
     }
-}
-
-/// Ranges of at most `step` that make up `all`.
-pub(crate) fn steps(all: Range<usize>, step: usize) -> impl Iterator<Item = Range<usize>> {
-    all.clone().step_by(step).map(move |start| start..(start + step).min(all.end))
 }
 
 /// The rows of a sample.

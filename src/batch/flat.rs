@@ -6,12 +6,12 @@ use std::ops::Range;
 use ndarray::{ArrayViewMut2, Axis};
 
 use crate::arrays::Input;
-use crate::batch::call::{Call, ROWS, coefficients, enlist, list, rescaled, sampled, steps, take_again};
+use crate::batch::call::{Call, ROWS, coefficients, enlist, list, rescaled, sampled, take_again};
 use crate::element::Element;
 use crate::kernels::batch::write::Back;
 use crate::kernels::batch::{Block, KeptColumns, SAMPLE, SavedColumns, Sums};
 use crate::kernels::columns::Gradient;
-use crate::parallel::{self, Job};
+use crate::parallel::{self, Job, steps};
 
 /// y of all rows, and what backward needs of each column.
 pub(crate) fn forward<T: Element>(call: &Call<'_, T>, x: &Input<'_, T>, y: &mut [T], saved: SavedColumns<'_, T>) {

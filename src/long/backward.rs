@@ -102,7 +102,7 @@ fn by_rows<T: Element>(
 ) {
     let features = layer.features;
     let each = rows.count().div_ceil(parallel::threads()).next_multiple_of(2);
-    parallel::lend_beside(2 * features, |columns| {
+    parallel::lend(2 * features, |columns| {
         parallel::fork(Share { level, layer, place, rows, dx, each, columns: Some(&mut *columns) });
         let (dgain, dbias) = columns.split_at_mut(features);
         let (columns, tiles) = (Columns { dgain, dbias }, Tiles::new::<T>(features));

@@ -24,8 +24,8 @@ pub(crate) use forward::{Sequence, forward, infer};
 /// Rows of a piece of a sequence, about.
 const ROWS: usize = 1024;
 
-/// Steps from which on W_h is copied once so that the products of all steps take less; of one sequence alone, where a product
-/// reads it once, only a transposed copy brings something.
+/// Steps from which on W_h is copied once so that the products of all steps take less. Of one sequence alone, where a product
+/// reads it once, the copy brings little, and only over many steps.
 const WORTH_COPYING: usize = 8;
 const WORTH_COPYING_ALONE: usize = 512;
 
@@ -142,7 +142,7 @@ fn nth(step: usize, len: usize) -> Range<usize> {
 
 /// c = a·b or c += a·b, on several threads if that pays.
 fn multiply<T: Element>(c: &mut [T], into: Into, a: &[T], rows: usize, b: Matrix<'_, T>, inner: usize) {
-    let threads = if c.len() * inner >= WORTH_THREADS { parallel::threads() } else { 1 };
+    let threads = if c.len().saturating_mul(inner) >= WORTH_THREADS { parallel::threads() } else { 1 };
     T::multiply(c, into, Matrix::new(rows, inner, a), b, threads);
 }
 
@@ -180,7 +180,8 @@ const WORTH_WAKING: usize = 1 << 23;
 /// Calls `f`, which runs the cell over an x of this shape, where its products and kernels reach other threads soonest.
 pub(crate) fn on_pool<T: Element, C: Cell<T>>(cell: &C, [steps, batch, input]: [usize; 3], f: impl FnOnce() + Send) {
     let hidden = cell.base().hidden;
-    let multiplications = steps * batch * (input + hidden) * cell.size().gates * hidden;
+    let factors = [steps, batch, input + hidden, cell.size().gates, hidden];
+    let multiplications = factors.into_iter().fold(1, usize::saturating_mul);
     if multiplications >= WORTH_WAKING { parallel::enter(f) } else { f() }
 }
 

@@ -9,13 +9,14 @@
 //!     dW_h += h′ᵀ du,  dW_x += xᵀ dv,  dx = dv W_xᵀ         one product each for all steps of the piece
 //! ```
 
+use fearless_simd::Level;
 use ndarray::{ArrayView3, ArrayViewMut3, Axis, Slice};
 
 use crate::element::Element;
 use crate::kernels::columns::CHAIN;
 use crate::kernels::gates::StepBack;
 use crate::matmul::{Into, Matrix};
-use crate::number::{Number, Wide};
+use crate::number::Number;
 use crate::parallel;
 use crate::rnn::cell::Cell;
 use crate::rnn::saved::{Norm, Saved, mask_of};
@@ -139,7 +140,7 @@ pub(crate) fn backward<T: Element, C: Cell<T>>(
         });
         let (total, others) = sums.split_at_mut(columns);
         others.chunks_exact(columns).for_each(|block| T::join_block(cell.base().level, total, block));
-        add_columns(grad, total);
+        add_columns(cell.base().level, grad, total);
     });
 }
 
@@ -151,18 +152,17 @@ fn clear_padded<T: Element>(x: &mut [T], mask: &[bool], input: usize) {
 }
 
 /// Adds the column sums to the arrays behind the matrices.
-fn add_columns<T: Element>(grad: &mut Weights<T>, total: &[<T as Number>::Wide]) {
-    let mut sums = total.iter();
+fn add_columns<T: Element>(level: Level, grad: &mut Weights<T>, mut total: &[<T as Number>::Wide]) {
     for array in grad.slices_mut().skip(MATRICES) {
-        for (gradient, sum) in array.iter_mut().zip(&mut sums) {
-            *gradient = T::from_f64(sum.add((*gradient).into()).value());
-        }
+        let (sums, others) = total.split_at(array.len());
+        T::add_wide(level, array, sums);
+        total = others;
     }
 }
 
 /// c += aᵀ·b, by way of a copy of aᵀ if that pays.
 fn add_transposed<T: Element>(c: &mut [T], a: &[T], b: &[T], rows: usize, turned: &mut [T]) {
-    let threads = if c.len() * rows >= WORTH_THREADS { parallel::threads() } else { 1 };
+    let threads = if c.len().saturating_mul(rows) >= WORTH_THREADS { parallel::threads() } else { 1 };
     let [by_row, b] = [a, b].map(|matrix| Matrix::new(rows, matrix.len() / rows, matrix));
     let a = if a.len() < WORTH_TURNING { by_row.transposed() } else { by_row.transpose_into(&mut turned[..a.len()]) };
     T::multiply(c, Into::Add, a, b, threads);
