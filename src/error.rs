@@ -30,7 +30,7 @@ pub enum Error {
         /// The shape that came.
         got: Vec<usize>,
     },
-    /// The first axis of an input is not as long as the layer has rows, or there is no axis.
+    /// The first axis of an input is not as long as the layer has rows.
     Leading {
         /// The argument's name.
         argument: &'static str,
@@ -57,8 +57,13 @@ pub enum Error {
         /// The shape of `x` in the call that filled `saved`; nothing if none has.
         got: Option<Vec<usize>>,
     },
-    /// `saved` was filled by a recurrent cell of another kind or hidden size.
-    SavedCell,
+    /// `saved` was filled by a recurrent cell of another kind, placement of norms or number of hidden units.
+    SavedCell {
+        /// Hidden units of this cell.
+        expected: usize,
+        /// Hidden units of the cell that filled `saved`; if they are as many, it is of another kind or placement.
+        got: usize,
+    },
     /// A recurrent state lacks the c that the cell has, or has one that the cell lacks.
     StateCell {
         /// The argument's name.
@@ -68,14 +73,16 @@ pub enum Error {
     },
     /// A recurrent cell without hidden units.
     Hidden,
-    /// A gradient lacks a parameter that the layer has, or has one that the layer lacks.
+    /// A gradient has not the parameters of the layer: one is missing, one too many, or of another shape.
     Parameter {
         /// The argument's name.
         argument: &'static str,
         /// The parameter's name.
         parameter: &'static str,
-        /// Whether the layer has this parameter.
-        expected: bool,
+        /// The shape of the layer's parameter; nothing if the layer has none.
+        expected: Option<Vec<usize>>,
+        /// The shape that came; nothing if none did.
+        got: Option<Vec<usize>>,
     },
     /// `eps` is negative, infinite or NaN.
     Eps {
@@ -90,6 +97,8 @@ pub enum Error {
         least: f64,
         /// Its gain.
         got: f64,
+        /// Whether the gain is 1 + γ.
+        zero_centred: bool,
     },
     /// The unbiased variance of a batch of one row.
     OneRow,
@@ -139,9 +148,14 @@ impl fmt::Display for Error {
                     None => f.write_str("no call has filled it"),
                 }
             }
-            Self::SavedCell => f.write_str(
-                "`saved` must come from a forward call of this cell, but comes from one of another kind or size",
-            ),
+            Self::SavedCell { expected, got } => {
+                write!(f, "`saved` must come from a forward call of such a cell with {expected} hidden units, but ")?;
+                if expected == got {
+                    f.write_str("comes from one of another kind, or with norms elsewhere")
+                } else {
+                    write!(f, "comes from one with {got}")
+                }
+            }
             Self::StateCell { argument, expected: true } => {
                 write!(f, "`{argument}` must have a c, as an LSTM's state has, but has none")
             }
@@ -151,21 +165,30 @@ impl fmt::Display for Error {
             Self::Hidden => {
                 f.write_str("a cell without hidden units has no state: `hidden` must be at least 1, but is 0")
             }
-            Self::Parameter { argument, parameter, expected: true } => {
+            Self::Parameter { argument, parameter, expected: Some(expected), got } => {
                 let article = article(parameter);
-                write!(f, "`{argument}` must have {article} {parameter}, as the layer has, but has none")
+                match got {
+                    Some(got) => write!(
+                        f,
+                        "`{argument}` must have {article} {parameter} of shape {expected:?}, but has one of {got:?}"
+                    ),
+                    None => write!(f, "`{argument}` must have {article} {parameter}, as the layer has, but has none"),
+                }
             }
-            Self::Parameter { argument, parameter, expected: false } => {
+            Self::Parameter { argument, parameter, expected: None, .. } => {
                 write!(f, "`{argument}` must have no {parameter}, as the layer has none, but has one")
             }
             Self::Eps { got } => {
                 write!(f, "`eps` must be finite and at least 0, but is {got}")
             }
-            Self::SmallGain { feature, least, got } => write!(
-                f,
-                "`gain` must be at least {least} or at most -{least} for x̂ to be found from y, but is {got} at feature \
-                 {feature}: keep x, or x̂, in the place of y"
-            ),
+            Self::SmallGain { feature, least, got, zero_centred } => {
+                let gain = if *zero_centred { "1 + `gain`" } else { "`gain`" };
+                write!(
+                    f,
+                    "{gain} must be at least {least} or at most -{least} for x̂ to be found from y, but is {got} at feature \
+                     {feature}: keep x, or x̂, in the place of y"
+                )
+            }
             Self::OneRow => f.write_str(
                 "`x` must have at least 2 rows, because the unbiased variance divides by rows − 1, but has 1",
             ),

@@ -39,8 +39,7 @@ pub trait Parameters<T: Element> {
     ///
     /// # Errors
     ///
-    /// [`Error::Shape`] or [`Error::Parameter`] if `grad` belongs to a layer of another shape or with other
-    /// parameters; `f` is not called then.
+    /// [`Error::Parameter`] if `grad` belongs to a layer with parameters of other shapes, or others; `f` is not called then.
     fn zip(
         &mut self,
         grad: &Self::Gradient,
@@ -103,18 +102,29 @@ impl<T: Element> Affine<T> {
     pub(crate) fn check_same(&self, other: &Self, argument: &'static str) -> Result<()> {
         let pairs = [("gain", &self.gain, &other.gain), ("bias", &self.bias, &other.bias)];
         for (parameter, ours, theirs) in pairs {
-            if ours.is_some() != theirs.is_some() {
-                return Err(Error::Parameter { argument, parameter, expected: ours.is_some() });
-            }
-            if let (Some(ours), Some(theirs)) = (ours, theirs)
-                && !same_shape(ours.shape(), theirs.shape())
-            {
-                let (expected, got) = (ours.shape().to_vec(), theirs.shape().to_vec());
-                return Err(Error::Shape { argument, expected, got });
-            }
+            let [ours, theirs] = [ours, theirs].map(|array| array.as_ref().map(|array| array.shape()));
+            check_parameter(argument, parameter, ours, theirs)?;
         }
         Ok(())
     }
+}
+
+/// Whether a gradient has a parameter as the layer has it: of that shape, or not at all.
+pub(crate) fn check_parameter(
+    argument: &'static str,
+    parameter: &'static str,
+    expected: Option<&[usize]>,
+    got: Option<&[usize]>,
+) -> Result<()> {
+    let same = match (expected, got) {
+        (Some(expected), Some(got)) => same_shape(expected, got),
+        (expected, got) => expected.is_some() == got.is_some(),
+    };
+    if same {
+        return Ok(());
+    }
+    let [expected, got] = [expected, got].map(|shape| shape.map(<[usize]>::to_vec));
+    Err(Error::Parameter { argument, parameter, expected, got })
 }
 
 /// Whether two shapes are the same. Not `==`, which calls `memcmp`: where there is one short row, that is felt.

@@ -181,8 +181,8 @@ fn a_layer_over_nothing_builds_and_every_call_says_so() {
 fn wrong_gradients() -> [(LayerNorm<f32>, Affine<f32>, &'static str); 6] {
     let norm = || LayerNorm::<f32>::new(3);
     let text = [
-        "`grad` must have shape [3], but has [4]",
-        "`grad` must have shape [3], but has [1, 3]",
+        "`grad` must have a gain of shape [3], but has one of [4]",
+        "`grad` must have a gain of shape [3], but has one of [1, 3]",
         "`grad` must have a gain, as the layer has, but has none",
         "`grad` must have a bias, as the layer has, but has none",
         "`grad` must have no gain, as the layer has none, but has one",

@@ -252,7 +252,7 @@ fn mistakes_are_named_and_nothing_is_written<T: Number, N: Norm<T>>() {
                 "saved" => {
                     "`saved` must come from a forward call on an `x` of shape [2, 4], but comes from one on [3, 4]"
                 }
-                _ => "`grad` must have shape [4], but has [3]",
+                _ => "`grad` must have a gain of shape [4], but has one of [3]",
             };
             assert_eq!(result.unwrap_err().to_string(), text, "call {call}");
             assert_eq!((x, dy, format!("{saved:?}"), grad), before, "call {call}, {wrong}");

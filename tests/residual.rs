@@ -259,7 +259,7 @@ fn mistakes_are_named_and_nothing_is_written<T: Number, N: Norm<T>>() {
                 "saved" => {
                     "`saved` must come from a forward call on an `x` of shape [2, 4], but comes from one on [3, 4]"
                 }
-                "grad" => "`grad` must have shape [4], but has [3]",
+                "grad" => "`grad` must have a gain of shape [4], but has one of [3]",
                 _ if arguments.starts_with(wrong) => &format!("`{wrong}` must have shape [_, 4], but has [3, 2]"),
                 _ => &format!("`{wrong}` must have shape [2, 4], but has [3, 2]"),
             };

@@ -80,7 +80,7 @@ impl<T: Element> RowNorm<T> {
             let bias = bias.map_or(0.0, |bias| bias[feature].into());
             let least = LEAST_GAIN * f64::max(1.0, f64::abs(bias));
             if gain.is_nan() || gain.abs() < least {
-                return Err(Error::SmallGain { feature, least, got: gain });
+                return Err(Error::SmallGain { feature, least, got: gain, zero_centred: self.zero_centred });
             }
         }
         Ok(())

@@ -244,8 +244,8 @@ pub trait Recurrent<T: Element>: Cell<T> + Parameters<T, Gradient = Weights<T>> 
     /// # Cost
     ///
     /// The arithmetic of [`forward`](Self::forward), but beside x and y it needs room for the products of a piece of about
-    /// 1024 rows, the gates of one step and two states, whatever the steps; that is the thread's, and kept. In a loop,
-    /// [`infer_into`](Self::infer_into) is faster.
+    /// 1024 rows, for copies of the weights where many rows and steps are worth them, for the gates of one step and two states;
+    /// that is the thread's, and kept. In a loop, [`infer_into`](Self::infer_into) is faster.
     ///
     /// # Example
     ///
@@ -328,7 +328,8 @@ pub trait Recurrent<T: Element>: Cell<T> + Parameters<T, Gradient = Weights<T>> 
     ///
     /// [`Error::Saved`] unless `saved` comes from a call on an `x` of this shape, [`Error::SavedCell`] unless from a cell
     /// like this; [`Error::Shape`] unless `dy` fits, [`Error::Shape`] or [`Error::StateCell`] unless `d_final` does,
-    /// [`Error::Shape`] or [`Error::Parameter`] unless `grad` has the parameters of this cell.
+    /// [`Error::Parameter`] unless `grad` has the parameters of this cell; [`Error::Trailing`] and [`Error::Hidden`] as
+    /// [`forward`](Self::forward).
     fn backward(
         &self,
         x: &ArrayRef3<T>,
@@ -377,7 +378,7 @@ pub trait Recurrent<T: Element>: Cell<T> + Parameters<T, Gradient = Weights<T>> 
             return Err(Error::Saved { argument: "x", expected: x.shape().to_vec(), got });
         }
         if saved.hidden != hidden || saved.size != Some(self.size()) {
-            return Err(Error::SavedCell);
+            return Err(Error::SavedCell { expected: hidden, got: saved.hidden });
         }
         check_shape("dy", &[steps, batch, hidden], dy.shape())?;
         d_state.check("d_state", [batch, hidden], self.size().has_c())?;

@@ -23,8 +23,8 @@ use crate::rnn::cell::Size;
 /// | [`Gru`](crate::Gru) | 5 | 11 |
 ///
 /// Both ways work through the sequence in pieces of about 1024 rows. Forward needs room for the products of a piece, backward
-/// for their gradients, and both for a copy of the recurrent weights, forward for one of the input weights, too; that is the
-/// thread's, and kept.
+/// for their gradients, and both, where many rows and steps are worth it, for a copy of the recurrent weights, forward for one
+/// of the input weights, too; that is the thread's, and kept.
 #[derive(Clone, Debug)]
 pub struct Saved<T> {
     /// Of x.

@@ -3,8 +3,8 @@
 use ndarray::{ArrayD, ArrayViewD, ArrayViewMutD, IxDyn};
 
 use crate::element::Element;
-use crate::error::{Error, Result};
-use crate::params::Parameters;
+use crate::error::Result;
+use crate::params::{Parameters, check_parameter};
 
 pub(crate) const INPUT_WEIGHT: &str = "input_weight";
 pub(crate) const RECURRENT_WEIGHT: &str = "recurrent_weight";
@@ -89,16 +89,11 @@ impl<T: Element> Weights<T> {
     /// Whether `other` has the same arrays; otherwise what is wrong with it.
     pub(crate) fn check_same(&self, other: &Self, argument: &'static str) -> Result<()> {
         for (name, array) in &self.arrays {
-            let Some(theirs) = other.get(name) else {
-                return Err(Error::Parameter { argument, parameter: name, expected: true });
-            };
-            if theirs.shape() != array.shape() {
-                let (expected, got) = (array.shape().to_vec(), theirs.shape().to_vec());
-                return Err(Error::Shape { argument, expected, got });
-            }
+            let theirs = other.get(name);
+            check_parameter(argument, name, Some(array.shape()), theirs.as_ref().map(|theirs| theirs.shape()))?;
         }
         match other.arrays.iter().find(|(name, _)| self.get(name).is_none()) {
-            Some((parameter, _)) => Err(Error::Parameter { argument, parameter, expected: false }),
+            Some((name, theirs)) => check_parameter(argument, name, None, Some(theirs.shape())),
             None => Ok(()),
         }
     }

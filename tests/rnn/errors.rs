@@ -115,8 +115,11 @@ fn saved_of_another_call_is_named() {
     let (_, _, other) = cell.forward(&Array3::zeros((3, 2, 3)), None, None).unwrap();
     let text = "`saved` must come from a forward call on an `x` of shape [4, 2, 3], but comes from one on [3, 2, 3]";
     refuses(text, &mut outputs, |out| cell.backward(&x, &other, &dy, None, &mut out.grad));
-    let text = "`saved` must come from a forward call of this cell, but comes from one of another kind or size";
-    for (hidden, placement) in [(6, LstmPlacement::ProductsAndCell), (5, LstmPlacement::Cell)] {
+    for (hidden, placement, came) in [
+        (6, LstmPlacement::ProductsAndCell, "comes from one with 6"),
+        (5, LstmPlacement::Cell, "comes from one of another kind, or with norms elsewhere"),
+    ] {
+        let text = &format!("`saved` must come from a forward call of such a cell with 5 hidden units, but {came}");
         let cell = Lstm::<f64>::new(3, hidden, placement, Start::Uniform, &mut rng());
         let (_, _, other) = cell.forward(&x, None, None).unwrap();
         refuses(text, &mut outputs, |out| setup().0.backward(&x, &other, &dy, None, &mut out.grad));
@@ -127,7 +130,7 @@ fn saved_of_another_call_is_named() {
 fn a_gradient_of_another_cell_is_named() {
     let (cell, x, dy, mut outputs) = setup();
     let grad = |hidden, placement| Lstm::<f64>::new(3, hidden, placement, Start::Uniform, &mut rng()).zero_grad();
-    let text = "`grad` must have shape [3, 20], but has [3, 24]";
+    let text = "`grad` must have an input_weight of shape [3, 20], but has one of [3, 24]";
     let mut wrong = grad(6, LstmPlacement::ProductsAndCell);
     refuses(text, &mut outputs, |out| cell.backward(&x, &out.saved, &dy, None, &mut wrong));
     let text = "`grad` must have an input_gain, as the layer has, but has none";
