@@ -5,7 +5,7 @@
 mod number;
 
 use allocation_counter::measure;
-use layernorm::ndarray::{Array, Array1, Array2, Array3, s};
+use layernorm::ndarray::{Array, Array1, Array2, Array3, arr0, s};
 use layernorm::{Affine, Error, Parameters, WeightNorm, WeightSaved, grad_check, instruction_sets};
 use number::{Number, bits, drawn};
 use textbook::{Double, rms_forward};
@@ -247,6 +247,18 @@ fn mistakes_are_named_and_nothing_is_written() {
     assert_eq!(message, "`dw` must have shape [2, 4], but has [2, 3]");
     assert_eq!(w, Array2::from_elem((2, 4), 7.0));
     assert!(matches!(WeightNorm::<f64>::new(3).with_gain(Array1::ones(2)), Err(Error::Shape { .. })));
+}
+
+#[test]
+fn a_number_without_axes_is_one_row() {
+    let v = arr0(-4.0_f32);
+    let norm = WeightNorm::of(&v);
+    let (w, saved) = norm.forward(&v).unwrap();
+    let mut grad = norm.zero_grad();
+    let dv = norm.backward(&v, &saved, &arr0(2.0), &mut grad).unwrap();
+    assert_eq!((norm.gain()[0], w, dv, grad.gain().unwrap()[0]), (4.0, v, arr0(0.0), -2.0));
+    let mistake = WeightNorm::new(2).forward(&arr0(1.0_f32)).unwrap_err().to_string();
+    assert_eq!(mistake, "`v` must have shape [2, ..], but has []");
 }
 
 #[test]

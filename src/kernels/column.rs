@@ -130,7 +130,7 @@ impl<T: Number> Column<T> {
 
     /// y of an element
     pub(crate) fn y(&self, x: T, gain: T, bias: T) -> T {
-        self.d(x) * self.rstd * gain + bias
+        self.d(x) * (self.rstd * gain) + bias
     }
 
     /// k, m and what dgain adds, from B and pairs of x and dy.

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::kernels::batch::SavedColumns;
 use crate::kernels::moments::Spread;
 use crate::kernels::normalize::Layer;
-use crate::norm::row_norm::{NO_CALL, RowNorm, check_shape, gradient, slice};
+use crate::norm::row_norm::{RowNorm, check_shape, gradient, slice};
 use crate::norm::running::{BatchSaved, Running};
 use crate::params::{Affine, Parameters};
 
@@ -299,8 +299,7 @@ impl<T: Element> BatchNorm<T> {
     /// # Errors
     ///
     /// As [`forward`](Self::forward); [`Error::Shape`] unless `dy` has the shape of `x`, [`Error::Saved`] or
-    /// [`Error::Shape`] unless `saved` has, [`Error::Shape`] or [`Error::Parameter`] unless `grad` has the parameters of
-    /// this layer.
+    /// [`Error::Shape`] unless `saved` has, [`Error::Parameter`] unless `grad` has the parameters of this layer.
     ///
     /// # Cost
     ///
@@ -340,9 +339,8 @@ impl<T: Element> BatchNorm<T> {
         grad: &mut Affine<T>,
     ) -> Result<()> {
         let call = self.call(x.shape())?;
-        if saved.shape != x.shape() {
-            let got = Some(saved.shape.clone()).filter(|shape| *shape != NO_CALL);
-            return Err(Error::Saved { argument: "x", expected: x.shape().to_vec(), got });
+        if saved.shape.as_deref() != Some(x.shape()) {
+            return Err(Error::Saved { argument: "x", expected: x.shape().to_vec(), got: saved.shape.clone() });
         }
         check_shape("saved", &self.inner.shape, &saved.normalized)?;
         check_shape("dy", x.shape(), dy.shape())?;

@@ -111,7 +111,7 @@ impl<T: Element> LayerNorm<T> {
     ///
     /// For weight decay, which draws a parameter to 0: γ to the plain layer, a gain to an output that is lost.
     /// [`gain`](Self::gain), [`with_gain`](Self::with_gain), [`Parameters`] and the gradients by the gain are those of γ
-    /// then. 1 + γ is rounded to `T`; γ is not, so that small steps add up.
+    /// then; a gain that was set before is forgotten. 1 + γ is rounded to `T`; γ is not, so that small steps add up.
     ///
     /// # Cost
     ///
@@ -277,7 +277,7 @@ impl<T: Element> LayerNorm<T> {
     /// # Errors
     ///
     /// As [`forward`](Self::forward); [`Error::Shape`] unless `dy` has the shape of `x`, [`Error::Saved`] unless
-    /// `saved` has, [`Error::Shape`] or [`Error::Parameter`] unless `grad` has the parameters of this layer.
+    /// `saved` has, [`Error::Parameter`] unless `grad` has the parameters of this layer.
     ///
     /// # Cost
     ///

@@ -16,8 +16,8 @@ use crate::params::{Affine, Parameters};
 /// y = gain ⊙ x · r      r = 1/√(Σxᵢ²/H + ε)
 /// ```
 ///
-/// [`LayerNorm`](crate::LayerNorm) with 0 in place of μ and without a bias: it does not change where a row is moved, and
-/// where rows have mean 0 it is the same.
+/// [`LayerNorm`](crate::LayerNorm) with 0 in place of μ and without a bias: of rows of mean 0 it is the same, but a number
+/// added to all of a row is seen, and stays.
 ///
 /// Source: Zhang, Sennrich, *Root Mean Square Layer Normalization*, arXiv:1910.07467, eq. 4. ε is not in the paper; it
 /// keeps a row of zeros finite, and may be 0.
@@ -92,7 +92,7 @@ impl<T: Element> RmsNorm<T> {
     ///
     /// For weight decay, which draws a parameter to 0: γ to the plain layer, a gain to an output that is lost.
     /// [`gain`](Self::gain), [`with_gain`](Self::with_gain), [`Parameters`] and the gradients by the gain are those of γ
-    /// then. 1 + γ is rounded to `T`; γ is not, so that small steps add up.
+    /// then; a gain that was set before is forgotten. 1 + γ is rounded to `T`; γ is not, so that small steps add up.
     ///
     /// # Cost
     ///

@@ -163,7 +163,7 @@ impl<T: Element> RowNorm<T> {
         };
         match gain.filter(|_| self.zero_centred) {
             None => with_gain(gain),
-            Some(centred) => parallel::lend_beside(features, |gain: &mut [T]| {
+            Some(centred) => parallel::lend(features, |gain: &mut [T]| {
                 gain.iter_mut().zip(centred).for_each(|(gain, &centred)| *gain = T::one() + centred);
                 with_gain(Some(gain));
             }),
@@ -198,7 +198,8 @@ pub(crate) fn check_shape(argument: &'static str, expected: &[usize], got: &[usi
 /// It remembers the shape of that x, and backward refuses another. It does not hold x: pass the same one again.
 #[derive(Clone, Debug)]
 pub struct Saved<T> {
-    shape: Vec<usize>,
+    /// The shape of x; nothing before the first call.
+    shape: Option<Vec<usize>>,
     mean: Vec<T>,
     /// What rounding left behind of the mean.
     low: Vec<T>,
@@ -207,13 +208,10 @@ pub struct Saved<T> {
     exponent: Vec<i16>,
 }
 
-/// A shape that no call has: a row has at least one element.
-pub(crate) const NO_CALL: [usize; 1] = [0];
-
 impl<T> Default for Saved<T> {
     /// Belongs to no call yet: for the first [`forward_into`](crate::LayerNorm::forward_into).
     fn default() -> Self {
-        Self { shape: NO_CALL.to_vec(), mean: Vec::new(), low: Vec::new(), rstd: Vec::new(), exponent: Vec::new() }
+        Self { shape: None, mean: Vec::new(), low: Vec::new(), rstd: Vec::new(), exponent: Vec::new() }
     }
 }
 
@@ -240,18 +238,18 @@ impl<T: Element> Saved<T> {
 
     /// Whether it comes from a call on an array of that shape.
     pub(crate) fn check(&self, argument: &'static str, expected: &[usize]) -> Result<()> {
-        if same_shape(&self.shape, expected) {
+        if self.shape.as_deref().is_some_and(|shape| same_shape(shape, expected)) {
             return Ok(());
         }
-        let got = Some(self.shape.clone()).filter(|shape| *shape != NO_CALL);
-        Err(Error::Saved { argument, expected: expected.to_vec(), got })
+        Err(Error::Saved { argument, expected: expected.to_vec(), got: self.shape.clone() })
     }
 
     /// Room for the rows of an array of that shape, of which there are so many.
     pub(crate) fn fit(&mut self, shape: &[usize], rows: usize) -> SavedRows<'_, T> {
-        if !same_shape(&self.shape, shape) {
-            self.shape.clear();
-            self.shape.extend_from_slice(shape);
+        let ours = self.shape.get_or_insert_default();
+        if !same_shape(ours, shape) {
+            ours.clear();
+            ours.extend_from_slice(shape);
         }
         if self.mean.len() != rows {
             for numbers in [&mut self.mean, &mut self.low, &mut self.rstd] {

@@ -5,16 +5,16 @@ use ndarray::{ArrayD, ArrayViewD, ArrayViewMutD, IxDyn};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::kernels::batch::KeptColumns;
-use crate::norm::row_norm::{NO_CALL, check_shape};
+use crate::norm::row_norm::check_shape;
 
 /// What [`BatchNorm::forward`](crate::BatchNorm::forward) keeps of `x` for backward: a few numbers a feature.
 ///
 /// It remembers the shape of that x, and backward refuses another. It does not hold x: pass the same one again.
 #[derive(Clone, Debug)]
 pub struct BatchSaved<T> {
-    /// The shape of x.
-    pub(crate) shape: Vec<usize>,
-    /// Its trailing axes.
+    /// The shape of x; nothing before the first call.
+    pub(crate) shape: Option<Vec<usize>>,
+    /// Its trailing axes; of no feature before the first call.
     pub(crate) normalized: Vec<usize>,
     pub(crate) mean: Vec<T>,
     /// What rounding left behind of the mean.
@@ -29,8 +29,7 @@ impl<T> Default for BatchSaved<T> {
     /// Belongs to no call yet: for the first [`forward_into`](crate::BatchNorm::forward_into).
     fn default() -> Self {
         let [mean, low, variance, rstd] = [const { Vec::new() }; 4];
-        let (shape, normalized) = (NO_CALL.to_vec(), NO_CALL.to_vec());
-        Self { shape, normalized, mean, low, variance, rstd, exponent: Vec::new() }
+        Self { shape: None, normalized: vec![0], mean, low, variance, rstd, exponent: Vec::new() }
     }
 }
 
@@ -71,7 +70,7 @@ impl<T: Element> BatchSaved<T> {
     }
 
     pub(crate) fn fit(&mut self, shape: &[usize], normalized: &[usize]) {
-        for (ours, new) in [(&mut self.shape, shape), (&mut self.normalized, normalized)] {
+        for (ours, new) in [(self.shape.get_or_insert_default(), shape), (&mut self.normalized, normalized)] {
             ours.clear();
             ours.extend_from_slice(new);
         }
@@ -89,7 +88,7 @@ impl<T: Element> BatchSaved<T> {
 
     /// Whether the call that filled it had rows.
     fn has_rows(&self) -> bool {
-        !self.shape.contains(&0)
+        self.shape.as_ref().is_some_and(|shape| !shape.contains(&0))
     }
 }
 
@@ -124,7 +123,8 @@ impl<T: Element> Running<T> {
 
     /// running = (1 − momentum) · running + momentum · batch, of means and of variances.
     ///
-    /// Momentum is the weight of the new batch: 1 forgets all others. A `saved` of no rows changes nothing.
+    /// Momentum is the weight of the new batch: 1 forgets all others, infinite or NaN as they may be, and 0 the batch. A `saved`
+    /// of no rows changes nothing.
     ///
     /// # Errors
     ///
@@ -138,7 +138,10 @@ impl<T: Element> Running<T> {
         if saved.has_rows() {
             for (running, batch) in [(&mut self.mean, saved.mean()), (&mut self.variance, saved.variance())] {
                 running.zip_mut_with(&batch, |running, &batch| {
-                    *running = T::from_f64((1.0 - weight) * (*running).into() + weight * batch.into());
+                    let parts = [(1.0 - weight, *running), (weight, batch)];
+                    // What has no weight is left out: 0 · ∞ is NaN.
+                    let weighed = parts.into_iter().filter(|&(weight, _)| weight > 0.0);
+                    *running = T::from_f64(weighed.map(|(weight, x)| weight * x.into()).sum());
                 });
             }
         }

@@ -28,7 +28,7 @@ use crate::simd;
 ///
 /// # Shapes
 ///
-/// v is `[outputs, ..]`: a row is everything but the first axis. For weights stored `[inputs, outputs]` pass the
+/// v is `[outputs, ..]`: a row is everything but the first axis; without axes v is one row of one number. For weights stored `[inputs, outputs]` pass the
 /// transposed view. The gain is `[outputs]`.
 ///
 /// # Bits
@@ -75,9 +75,9 @@ impl<T: Element> WeightNorm<T> {
     ///
     /// # Shapes
     ///
-    /// - `weights`: `[outputs, ..]`; without axes it has one row
+    /// - `weights`: `[outputs, ..]`
     pub fn of<D: Dimension>(weights: &ArrayRef<T, D>) -> Self {
-        let outputs = weights.shape().first().copied().unwrap_or(1);
+        let outputs = outputs(weights.shape());
         let mut norm = Self::new(outputs);
         let (mut w, mut saved) = (Array::zeros(weights.raw_dim()), Saved::default());
         norm.forward_saving(weights, &mut w, Some(&mut saved));
@@ -133,7 +133,7 @@ impl<T: Element> WeightNorm<T> {
     ///
     /// # Cost
     ///
-    /// Reads `v` once and writes `w` once.
+    /// Reads `v` and writes `w` once; where a row does not fit a core's cache, it reads `v` twice.
     pub fn forward<D: Dimension>(&self, v: &ArrayRef<T, D>) -> Result<(Array<T, D>, WeightSaved<T>)> {
         let (mut w, mut saved) = (Array::zeros(v.raw_dim()), WeightSaved::default());
         self.forward_into(v, &mut w, &mut saved)?;
@@ -201,11 +201,11 @@ impl<T: Element> WeightNorm<T> {
     /// # Errors
     ///
     /// As [`forward`](Self::forward); [`Error::Shape`] unless `dw` has the shape of `v`, [`Error::Saved`] unless `saved` has,
-    /// [`Error::Shape`] or [`Error::Parameter`] unless `grad` has the gain of this layer and no bias.
+    /// [`Error::Parameter`] unless `grad` has the gain of this layer and no bias.
     ///
     /// # Cost
     ///
-    /// Reads `v` and `dw` once and writes `dv` once.
+    /// Reads `v` and `dw` and writes `dv` once; where rows do not fit a core's cache, it reads `v` and `dw` twice.
     pub fn backward<D: Dimension>(
         &self,
         v: &ArrayRef<T, D>,
@@ -261,18 +261,23 @@ impl<T: Element> WeightNorm<T> {
     }
 
     fn check_input(&self, shape: &[usize]) -> Result<()> {
-        let outputs = self.gain().len();
-        if shape.first() == Some(&outputs) {
+        let rows = self.gain().len();
+        if outputs(shape) == rows {
             return Ok(());
         }
-        Err(Error::Leading { argument: "v", rows: outputs, got: shape.to_vec() })
+        Err(Error::Leading { argument: "v", rows, got: shape.to_vec() })
     }
 
     fn call<D: Dimension>(&self, v: &ArrayRef<T, D>) -> Call<'_, T> {
         let features = v.shape().iter().skip(1).product();
         let layer = Layer { features, gain: None, bias: None, spread: Spread::about_zero(T::zero()) };
-        Call { level: self.level, layer, rows: v.shape()[0], trailing: v.ndim().saturating_sub(1) }
+        Call { level: self.level, layer, rows: outputs(v.shape()), trailing: v.ndim().saturating_sub(1) }
     }
+}
+
+/// Rows of weights of a shape.
+fn outputs(shape: &[usize]) -> usize {
+    shape.first().copied().unwrap_or(1)
 }
 
 impl<T: Element> Parameters<T> for WeightNorm<T> {

@@ -127,6 +127,39 @@ fn the_trailing_axes_are_the_features() {
     assert_eq!(norm.forward(&channels_last).unwrap().0, want);
 }
 
+/// Of two rows the mean is exact at any scale, so y is the same formula of the same numbers.
+fn rescaled_columns_follow_the_formula<T: Huge>() {
+    let x = drawn::<T, _>([2, 200], 1).mapv(|x| T::of((x.into() * 256.0).round() / 256.0));
+    let scale = T::of(2f64.powi(T::HUGE.log2() as i32));
+    let norm = layer::<T>(200).with_eps(T::of(0.0)).unwrap();
+    let [plain, rescaled] = [x.clone(), x.mapv(|x| x * scale)].map(|x| norm.forward(&x).unwrap().0);
+    assert_eq!(bits(&plain), bits(&rescaled));
+}
+
+#[test]
+fn f32_rescaled_columns_follow_the_formula() {
+    rescaled_columns_follow_the_formula::<f32>();
+}
+
+#[test]
+fn f64_rescaled_columns_follow_the_formula() {
+    rescaled_columns_follow_the_formula::<f64>();
+}
+
+#[test]
+fn statistics_without_weight_do_not_matter() {
+    let norm = BatchNorm::<f32>::new(1);
+    let (_, saved) = norm.forward(&array![[1.0], [5.0]]).unwrap();
+    let (_, infinite) = norm.forward(&array![[f32::MAX], [f32::INFINITY]]).unwrap();
+    let mut running = norm.running();
+    running.update(&infinite, 0.0).unwrap();
+    assert_eq!(running, norm.running());
+    running.update(&infinite, 0.5).unwrap();
+    assert!(running.mean()[0].is_nan() && running.variance()[0].is_nan());
+    running.update(&saved, 1.0).unwrap();
+    assert_eq!((running.mean()[0], running.variance()[0]), (3.0, 4.0));
+}
+
 #[test]
 fn running_statistics_are_what_the_equation_says() {
     let norm = BatchNorm::<f64>::new(2).with_unbiased_variance();
