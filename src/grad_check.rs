@@ -9,7 +9,8 @@ const STANDARD: &str = "made in standard layout";
 /// Where a gradient differs most from the slope of its function.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Worst {
-    /// |gradient − slope| divided by the largest |slope| of the array (by 1e-300 if all slopes are 0).
+    /// |gradient − slope| divided by the largest |slope| of the array (by 1e-300 if all slopes are 0); ∞ where one of them is
+    /// NaN.
     pub error: f64,
     /// The element's index.
     pub index: Vec<usize>,
@@ -22,7 +23,7 @@ pub struct Worst {
 /// The slope of `f` along each element of `at`, by central differences of fourth order.
 ///
 /// ```text
-/// f′(x) ≈ (8·(f(x+h) − f(x−h)) − (f(x+2h) − f(x−2h))) / 12h      h = 1e-3·max(1, |x|)
+/// f′(x) ≈ (8·(f(x+h) − f(x−h)) − (f(x+2h) − f(x−2h))) / 12h      h = 2^⌊log₂(1e-3·max(1, |x|))⌋
 /// ```
 ///
 /// For a smooth `f` whose values are near 1 it is good to about 1e-11; a difference of second order to 1e-10 at best.

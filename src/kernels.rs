@@ -5,10 +5,12 @@
 //! | [`moments`] | μ and 1/√(σ²+ε) of a row |
 //! | [`rescale`] | the same for rows whose squares overflow or underflow |
 //! | [`normalize`] | y from x and the moments |
-//! | [`ahead`] | the same for rows from memory on AVX2, which are asked for before they are read |
+//! | [`ahead`], [`alone`] | the same for rows from memory, on AVX2 and on AVX-512 |
+//! | [`group`] | the moments of several rows |
 //! | [`kept`] | what forward kept of rows, for backward |
 //! | [`passes`] | the two passes of backward over a block |
 //! | [`backward`] | dx, and what each row adds to dgain and dbias |
+//! | [`lines`] | the same for rows from memory that do not start at a cache line, on AVX-512 |
 //! | [`narrow`] | the same as `normalize` and `backward`, for rows of a few vectors |
 //! | [`short`] | the same as `normalize` and `backward`, for rows shorter than a vector |
 //! | [`blocks`] | sums and maps over the blocks of rows |
@@ -21,6 +23,7 @@
 //! | [`batch`] | statistics of columns, and y and dx from them |
 //! | [`column`] | the same for columns whose squares overflow or underflow |
 //! | `activations` | e^x, sigmoid and tanh (feature `rnn`) |
+//! | `gates` | what these share: rows of a step, gates, the norms inside a cell (feature `rnn`) |
 //! | `rnn`, `lstm`, `gru` | a step of each recurrent cell, from its products on, and back (feature `rnn`) |
 //!
 //! They are generic over the instruction set and the number. [`Kernels`] is where they meet a [`Level`]: each is

@@ -19,6 +19,7 @@ mod simd;
 mod sweep;
 mod tiles;
 
+pub mod derivations;
 pub mod grad_check;
 #[cfg(feature = "rnn")]
 #[cfg_attr(docsrs, doc(cfg(feature = "rnn")))]

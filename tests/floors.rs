@@ -39,11 +39,11 @@ const FLOORS: [&[&str]; 31] = [
 ];
 
 /// Beside the floors: they know the words of the ground and the layers on top, no machine and no kernel.
-const SHELF: [&str; 2] = ["grad_check", "save"];
+const SHELF: [&str; 1] = ["grad_check"];
 const WORDS: [&str; 4] = ["error", "number", "element", "params"];
 
 /// Pages that only list and re-export.
-const PAGES: [&str; 3] = ["lib", "norm", "rnn"];
+const PAGES: [&str; 4] = ["lib", "norm", "rnn", "derivations"];
 
 fn sources(folder: &Path) -> Vec<PathBuf> {
     let entries = folder.read_dir().expect("src can be listed").map(|entry| entry.expect("an entry").path());
@@ -64,6 +64,14 @@ fn modules() -> impl Iterator<Item = (String, Vec<(usize, String)>)> {
 
 fn floor(module: &str) -> Option<usize> {
     FLOORS.iter().position(|floor| floor.contains(&module))
+}
+
+#[test]
+fn the_floors_list_files_that_exist() {
+    let there: Vec<_> = modules().map(|(name, _)| name).collect();
+    for name in FLOORS.iter().copied().flatten().chain(&SHELF).chain(&WORDS).chain(&PAGES) {
+        assert!(there.iter().any(|module| module == name), "there is no src/{name}.rs");
+    }
 }
 
 #[test]
@@ -122,7 +130,6 @@ fn arrays_stay_out_of_the_kernels() {
             "norm/",
             "rnn/",
             "grad_check",
-            "save",
             "lib",
         ],
     );
@@ -131,4 +138,23 @@ fn arrays_stay_out_of_the_kernels() {
 #[test]
 fn matrix_products_are_made_in_one_file() {
     only("faer", &["matmul"]);
+}
+
+/// What `clippy.toml` refuses of vectors and generic numbers, of `f32` and `f64`; tests and checks of gradients may call it.
+#[test]
+fn the_library_calls_no_libm() {
+    const FUNCTIONS: [&str; 22] = [
+        "exp", "exp2", "exp_m1", "ln", "ln_1p", "log", "log2", "log10", "powf", "powi", "sin", "cos", "tan", "asin",
+        "acos", "atan", "atan2", "sinh", "cosh", "tanh", "cbrt", "hypot",
+    ];
+    for (name, code) in modules().filter(|(name, _)| name != "grad_check") {
+        for (number, line) in code.iter().take_while(|(_, line)| line != "mod tests {") {
+            let called = FUNCTIONS.iter().find(|function| line.contains(&format!(".{function}(")));
+            assert!(
+                called.is_none(),
+                "src/{name}.rs:{number} calls `{}`: its digits differ by system",
+                called.unwrap()
+            );
+        }
+    }
 }

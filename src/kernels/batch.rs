@@ -29,8 +29,6 @@
 //! most. The rows of the sample are spread over the batch, because batches may be sorted. A sample of a power of two of
 //! rows that are all the same gives h = x exactly, so a constant column has s = q = 0.
 
-#![doc = include_str!("../../docs/batch_norm.md")]
-
 pub(crate) mod rows;
 pub(crate) mod write;
 
@@ -213,7 +211,7 @@ fn mean_of<S: Simd, T: Number, const R: usize>(simd: S, rows: [&&[T]; R], near: 
     }
 }
 
-/// Sums over at most a chain of rows, one number a column in each slice.
+/// Sums over some rows, one number a column in each slice.
 #[derive(Debug)]
 pub(crate) struct Sums<'a, T> {
     /// Σ (x − h)², or Σ dy·(x − mean)

@@ -69,18 +69,18 @@ pub(crate) fn joined<W: Wide, const N: usize>(mut sums: [W; N], next: [W; N]) ->
     sums
 }
 
-/// Element i of each of `to` = f of the elements i of `from`; stores to the first meet cache lines.
+/// Element i of `to` = f of the elements i of `from`; stores meet cache lines.
 #[inline(always)]
-pub(crate) fn map<S: Simd, T: Number, const A: usize, const B: usize>(
+pub(crate) fn map<S: Simd, T: Number, const A: usize>(
     simd: S,
     from: [&[T]; A],
-    to: [&mut [T]; B],
+    to: &mut [T],
     f: impl Fn([Vector<S, T>; A]) -> Vector<S, T>,
 ) {
-    map_ahead(simd, from, to, [Prefetch::NONE; A], f);
+    map_ahead(simd, from, [to], [Prefetch::NONE; A], f);
 }
 
-/// [`map`], and what follows in `from` is asked for meanwhile.
+/// [`map`] to each of `to`, the first of which the stores meet at cache lines; what follows in `from` is asked for meanwhile.
 #[inline(always)]
 pub(crate) fn map_ahead<S: Simd, T: Number, const A: usize, const B: usize>(
     simd: S,

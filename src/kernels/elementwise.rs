@@ -71,7 +71,7 @@ pub(crate) fn multiply<S: Simd, T: Number>(simd: S, a: &[T], b: &[T], product: &
     map(
         simd,
         [a, b],
-        [product],
+        product,
         #[inline(always)]
         |[a, b]| a * b,
     );
@@ -87,7 +87,7 @@ pub(crate) fn normalized<S: Simd, T: Number>(simd: S, layer: &Layer<'_, T>, y: &
             map(
                 simd,
                 [&y[at.clone()], gain, bias],
-                [&mut normalized[at]],
+                &mut normalized[at],
                 #[inline(always)]
                 |[y, gain, bias]| (y - bias) / gain,
             );

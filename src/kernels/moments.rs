@@ -17,8 +17,7 @@
 //! row:   σ² = M/n,   rstd = 1/√(σ² + ε),   μ split into mean + low
 //! ```
 //!
-//! Σ has a vector of partial sums for each turn and chain of [`CARRY`] pairs (what is left over belongs to the last
-//! chain); chains are added in order, then the turns, then the tree. The sample is the start of the block because that
+//! Σ has a vector of partial sums for each turn and chain of [`CARRY`] pairs (the last chain has what is left); chains are added in order, then the turns, then the tree. The sample is the start of the block because that
 //! is there: elsewhere it would wait for memory.
 //!
 //! A [`Spread`] about 0 takes 0 for h and for s: M = q, and μ is 0.
@@ -192,8 +191,11 @@ pub(crate) fn sample<S: Simd, T: Number>(simd: S, tail: &Tail<S, T>, block: &[T]
     let chunks = T::chunks(block).0;
     let count = chunks.len();
     if count >= SAMPLE {
-        let first = |i: usize| load::<S, T>(simd, &chunks[i]);
-        return (first(0) + first(1)) + (first(2) + first(3));
+        let [a, b, c, d] = [0, 1, 2, 3].map(
+            #[inline(always)]
+            |i: usize| load::<S, T>(simd, &chunks[i]),
+        );
+        return (a + b) + (c + d);
     }
     let mut sum = zero;
     for chunk in chunks {

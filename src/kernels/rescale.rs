@@ -1,7 +1,7 @@
 //! Rows whose squares overflow or underflow: their moments are those of the row times a power of two.
 //!
 //! ```text
-//! e    = ⌊log₂ max(|x|, √ε)⌋             x′ = x · 2^-e
+//! e    = ⌊log₂ max|x|⌋, or half of ⌊log₂ ε⌋ (towards 0) if that is larger      x′ = x · 2^-e
 //! μ′, r′ from x′ with ε′ = ε · 2^-2e     x̂ = (x − μ)·r = (x′ − μ′)·r′
 //! dx   = dx′ · 2^-e                      because r = r′ · 2^-e
 //! ```

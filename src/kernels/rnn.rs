@@ -30,7 +30,7 @@ pub(crate) struct Rnn<'a, T> {
 impl<T> Rnn<'_, T> {
     /// Elements of scratch that a step needs for each piece.
     pub(crate) fn scratch(hidden: usize) -> usize {
-        2 * hidden
+        hidden
     }
 }
 

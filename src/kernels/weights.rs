@@ -87,7 +87,7 @@ fn write<S: Simd, T: Number>(
     map(
         simd,
         [v, dw],
-        [dv],
+        dv,
         #[inline(always)]
         |[v, dw]| scale.times(dw * of_dw - v * of_v),
     );
