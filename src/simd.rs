@@ -105,6 +105,17 @@ pub(crate) const fn is_avx512<S: Simd>() -> bool {
     S::f32s::LEN >= 16
 }
 
+/// Whether this is AVX2 on one of AMD's, which alone have SSE4a.
+#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+pub(crate) fn is_amd_with_avx2(level: Level) -> bool {
+    matches!(level, Level::Avx2(_)) && std::is_x86_feature_detected!("sse4a")
+}
+
+#[cfg(not(any(target_arch = "x86", target_arch = "x86_64")))]
+pub(crate) fn is_amd_with_avx2(_level: Level) -> bool {
+    false
+}
+
 /// All lanes `x`.
 #[inline(always)]
 pub(crate) fn splat<S: Simd, T: Number>(simd: S, x: T) -> Vector<S, T> {

@@ -38,7 +38,8 @@ use crate::kernels::passes::{Columns, Second, asked_for, sums, sums_alone, write
 use crate::number::{Number, times_power_of_two};
 use crate::simd::{self, Prefetch, Tail, Vector, ask_for_pages, is_avx2, is_avx512, splat, tree};
 
-/// Vectors of the longest rows that are taken in pairs: of longer ones, the columns are a large part of the traffic.
+/// Vectors of the longest rows that are taken in pairs: of longer ones, the columns are a large part of the traffic, and four
+/// rows share it, where there are registers for them.
 const PAIRED: usize = 72;
 
 /// dx of rows of any number of features, side by side in `x`, `dy` and `dx`; adds their columns to `columns`.
@@ -106,7 +107,7 @@ fn plain_rows<S: Simd, T: Number, const CENTRED: bool>(
     } else if vectors <= 8 {
         // The reductions are a large part of the work.
         groups::<S, T, 8, 2, CENTRED, 0>(simd, layer, place, kept, x, dy, dx, columns, 0..rows / 8 * 8)
-    } else if vectors <= PAIRED {
+    } else if const { is_avx2::<S>() } || vectors <= PAIRED {
         groups::<S, T, 2, 2, CENTRED, 0>(simd, layer, place, kept, x, dy, dx, columns, 0..rows / 2 * 2)
     } else {
         groups::<S, T, 4, 4, CENTRED, 0>(simd, layer, place, kept, x, dy, dx, columns, 0..rows / 4 * 4)

@@ -250,17 +250,19 @@ fn write_group<S: Simd, T: Number, const R: usize, const P: usize, const CENTRED
     y: &mut [T],
 ) {
     let columns = start..start + tail.len();
-    for (i, (x, y)) in x.chunks_exact(P * features).zip(y.chunks_exact_mut(P * features)).enumerate() {
+    for (i, (x, mut y)) in x.chunks_exact(P * features).zip(y.chunks_exact_mut(P * features)).enumerate() {
         let mut rows = [group.lanes(simd, P * i); P];
         let mut from = [&x[columns.clone()]; P];
         let mut to: [&mut [T]; P] = [(); P].map(
             #[inline(always)]
             |()| Default::default(),
         );
-        for (r, y) in y.chunks_exact_mut(features).enumerate() {
+        for r in 0..P {
+            let row;
+            (row, y) = y.split_at_mut(features);
             rows[r] = group.lanes(simd, P * i + r);
             from[r] = &x[r * features..][columns.clone()];
-            to[r] = &mut y[columns.clone()];
+            to[r] = &mut row[columns.clone()];
         }
         write::<S, T, P, CENTRED>(simd, tail, affine, &rows, from, to);
     }
