@@ -220,7 +220,8 @@ fn a_gain_too_small_is_refused<T: Number, N: Norm<f64>>() {
     // γ = 0 is a gain of 1, and −1 one of 0.
     let centred = N::drawn(&[3]).zero_centred().bias(three([0.0; 3]));
     assert_eq!(refusal(&centred), Ok(()));
-    assert_eq!(refusal(&centred.gain(three([0.0, -1.0, -0.9995]))), text(0.001, 0.0, 1));
+    let of_centred = text(0.001, 0.0, 1).map_err(|text| format!("1 + {text}"));
+    assert_eq!(refusal(&centred.gain(three([0.0, -1.0, -0.9995]))), of_centred);
     // Any will do for the other calls.
     let norm = with([0.0, f64::NAN, 1e-9]);
     let (normalized, saved) = norm.clone().without_parameters().forward(&x).unwrap();
