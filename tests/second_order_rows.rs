@@ -254,7 +254,7 @@ fn mistakes_are_named_and_nothing_is_written<T: Number, N: Norm<T>>() {
                 "saved" => {
                     "`saved` must come from a forward call on an `x` of shape [2, 4], but comes from one on [3, 4]"
                 }
-                "tangent" | "dgrad" | "grad" => &format!("`{wrong}` must have shape [4], but has [3]"),
+                "tangent" | "dgrad" | "grad" => &format!("`{wrong}` must have a gain of shape [4], but has one of [3]"),
                 _ => &format!("`{wrong}` must have shape [2, 4], but has [3, 2]"),
             };
             assert_eq!(error.to_string(), text);
