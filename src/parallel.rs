@@ -191,7 +191,7 @@ mod tests {
     fn buffers_that_are_lent_within_each_other_are_kept() {
         let lend_two = || {
             lend(1000, |first: &mut [f32]| {
-                lend(3000, |second: &mut [f32]| assert_ne!(first.as_ptr(), second.as_ptr()))
+                lend(3000, |second: &mut [f32]| assert_ne!(first.as_ptr(), second.as_ptr()));
             });
         };
         lend_two();

@@ -17,8 +17,9 @@
 //! row:   σ² = M/n,   rstd = 1/√(σ² + ε),   μ split into mean + low
 //! ```
 //!
-//! Σ has a vector of partial sums for each turn and chain of [`CARRY`] pairs (the last chain has what is left); chains are added in order, then the turns, then the tree. The sample is the start of the block because that
-//! is there: elsewhere it would wait for memory.
+//! Σ has a vector of partial sums for each turn and chain of [`CARRY`] pairs (the last chain has what is left); chains
+//! are added in order, then the turns, then the tree. The sample is the start of the block because that is there:
+//! elsewhere it would wait for memory.
 //!
 //! A [`Spread`] about 0 takes 0 for h and for s: M = q, and μ is 0.
 //!

@@ -28,8 +28,8 @@ use crate::simd;
 ///
 /// # Shapes
 ///
-/// v is `[outputs, ..]`: a row is everything but the first axis; without axes v is one row of one number. For weights stored `[inputs, outputs]` pass the
-/// transposed view. The gain is `[outputs]`.
+/// v is `[outputs, ..]`: a row is everything but the first axis; without axes v is one row of one number. For weights
+/// stored `[inputs, outputs]` pass the transposed view. The gain is `[outputs]`.
 ///
 /// # Bits
 ///
