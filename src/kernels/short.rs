@@ -34,7 +34,7 @@ use crate::kernels::narrow;
 use crate::kernels::normalize::{self, Layer, Place, SavedRows};
 use crate::kernels::passes::{Columns, Second};
 use crate::number::Number;
-use crate::simd::{Vector, pairs, splat};
+use crate::simd::{Vector, is_avx512, pairs, splat};
 
 /// Elements from the first row's first to the end of the last row's vector.
 const fn span(rows: usize, features: usize) -> usize {
@@ -135,7 +135,7 @@ pub(crate) fn backward<S: Simd, T: Number, const R: usize>(
     columns: &mut Columns<'_, T>,
     block: Option<Columns<'_, T::Wide>>,
 ) {
-    if narrow::backward::streams(simd, layer, place, &kept) {
+    if const { is_avx512::<S>() } && narrow::backward::streams(layer, place, &kept) {
         return narrow::backward::stream(simd, layer, &kept, x, dy, dx, columns, block);
     }
     let (rows, features) = (kept.mean.len(), layer.features);

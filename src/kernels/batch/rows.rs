@@ -12,7 +12,7 @@ use crate::kernels::batch::{self, Block, Sums, TILE};
 use crate::kernels::columns::{self, CHAIN};
 use crate::kernels::narrow::{at, end_chain, vectors};
 use crate::number::Number;
-use crate::simd::{DISTANCE, Prefetch, Tail, ask_for_page, is_avx2, is_avx512, splat};
+use crate::simd::{DISTANCE, Prefetch, Tail, ask_for_page, is_avx2, splat};
 
 /// The most vectors of a row whose columns stay in registers.
 const MOST: usize = 8;
@@ -21,7 +21,7 @@ const MOST: usize = 8;
 #[inline(always)]
 pub(crate) fn pays<S: Simd, T: Number>(_simd: S, streams: bool, features: usize) -> bool {
     let most = if streams { TILE } else { MOST };
-    (is_avx512::<S>() || is_avx2::<S>()) && (T::LANES..=most * T::LANES).contains(&features)
+    S::f32s::LEN >= 8 && (T::LANES..=most * T::LANES).contains(&features)
 }
 
 /// Adds the rows of a block to its sums, about h (with `dy`: the mean) of each column, chain by chain; `room`: for the sums of a
@@ -39,7 +39,7 @@ pub(crate) fn sums<S: Simd, T: Number>(
     block: Sums<'_, T::Wide>,
 ) {
     let features = about.len();
-    if pays::<S, T>(simd, streams, features) {
+    if const { S::f32s::LEN >= 8 } && pays::<S, T>(simd, streams, features) {
         return match dy {
             None => add_all::<S, T, false>(simd, about, x, x, room, block),
             Some(dy) => add_all::<S, T, true>(simd, about, x, dy, room, block),
@@ -171,6 +171,8 @@ pub(crate) fn write<S: Simd, T: Number>(simd: S, columns: [&[T]; 5], x: &[T], dy
 #[inline(always)]
 fn write_all<S: Simd, T: Number, const BACK: bool>(simd: S, columns: [&[T]; 5], x: &[T], dy: &[T], out: &mut [T]) {
     let write = match columns[0].len().div_ceil(T::LANES) {
+        // Where it does not pay, nothing more is compiled.
+        _ if const { S::f32s::LEN < 8 } => write_wide_rows::<S, T, BACK>,
         1 => write_rows::<S, T, BACK, 1>,
         2 => write_rows::<S, T, BACK, 2>,
         3 => write_rows::<S, T, BACK, 3>,

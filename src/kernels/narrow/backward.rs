@@ -212,16 +212,10 @@ fn groups<S: Simd, T: Number, const R: usize, const N: usize, const CENTRED: boo
     first
 }
 
-/// Whether rows are taken by [`stream`].
+/// Whether AVX-512 takes rows by [`stream`].
 #[inline(always)]
-pub(crate) fn streams<S: Simd, T: Number>(
-    _simd: S,
-    layer: &Layer<'_, T>,
-    place: Place,
-    kept: &KeptRows<'_, T>,
-) -> bool {
-    let narrow = (T::LANES..=MOST * T::LANES).contains(&layer.features);
-    is_avx512::<S>() && place == Place::Memory && narrow && kept.are_plain()
+pub(crate) fn streams<T: Number>(layer: &Layer<'_, T>, place: Place, kept: &KeptRows<'_, T>) -> bool {
+    place == Place::Memory && (T::LANES..=MOST * T::LANES).contains(&layer.features) && kept.are_plain()
 }
 
 /// dx of rows of 1 to 10 vectors one by one, where memory sets the pace; adds to `columns`, or if there is one, each chain of
@@ -437,7 +431,7 @@ mod tests {
                 let (mean, low) = if spread.centred { (&mean[..rows], &low[..rows]) } else { (&zeros[..], &zeros[..]) };
                 let kept = KeptRows { mean, low, rstd: &rstd[..rows], exponent: &vec![0; rows] };
                 let layer = Layer { features, gain: Some(&gain[..features]), bias: None, spread };
-                assert!(streams(simd, &layer, Place::Memory, &kept));
+                assert!(streams(&layer, Place::Memory, &kept));
                 let run = |streamed: bool| {
                     let mut dx = vec![T::nan(); rows * features];
                     // With a block, chains start from 0.
