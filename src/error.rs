@@ -57,6 +57,15 @@ pub enum Error {
         /// The shape of `x` in the call that filled `saved`; nothing if none has.
         got: Option<Vec<usize>>,
     },
+    /// `saved` was filled by a forward call on an array of this shape, by a layer of another normalized shape.
+    SavedRows {
+        /// The name of what forward was called on.
+        argument: &'static str,
+        /// Rows that `x` has in this call.
+        expected: usize,
+        /// Rows that it had in the call that filled `saved`.
+        got: usize,
+    },
     /// `saved` was filled by a recurrent cell of another kind, placement of norms or number of hidden units.
     SavedCell {
         /// Hidden units of this cell.
@@ -148,6 +157,11 @@ impl fmt::Display for Error {
                     None => f.write_str("no call has filled it"),
                 }
             }
+            Self::SavedRows { argument, expected, got } => write!(
+                f,
+                "`saved` must come from a forward call on `{argument}` as {expected} rows, but comes from one of a layer of \
+                 another normalized shape, on {got}"
+            ),
             Self::SavedCell { expected, got } => {
                 write!(f, "`saved` must come from a forward call of such a cell with {expected} hidden units, but ")?;
                 if expected == got {

@@ -113,6 +113,38 @@ fn saved_of_another_call_is_refused() {
     refuses(text, &mut outputs, |out| norm.backward(&x, &saved, &x, &mut out.grad));
 }
 
+/// Of an x of the same shape, whose rows were others.
+#[test]
+fn saved_of_a_layer_of_another_normalized_shape_is_refused() {
+    for (images, few, many) in [(2, 2, 8), (40, 40, 160), (100, 100, 400)] {
+        let x = Array3::from_shape_fn((images, 4, 4), |(i, j, k)| (i * 16 + j * 4 + k) as f32);
+        let (wide, narrow) = (LayerNorm::<f32>::new([4, 4]), LayerNorm::<f32>::new(4));
+        let (of_wide, of_narrow) = (wide.forward(&x).expect("they fit").1, narrow.forward(&x).expect("they fit").1);
+        for (norm, saved, [expected, got]) in [(&wide, &of_narrow, [few, many]), (&narrow, &of_wide, [many, few])] {
+            let text = format!(
+                "`saved` must come from a forward call on `x` as {expected} rows, but comes from one of a layer of another \
+                 normalized shape, on {got}"
+            );
+            let (mut dx, mut ddy, mut grad, zero) = (x.clone(), x.clone(), norm.zero_grad(), norm.zero_grad());
+            for result in [
+                norm.backward(&x, saved, &x, &mut grad).map(drop),
+                norm.backward_into(&x, saved, &x, &mut dx, &mut grad),
+                norm.backward_inplace(&x, saved, &mut dx, &mut grad),
+                norm.backward_from_output(&x, saved, &mut dx, &mut grad),
+                norm.backward_from_normalized(&x, saved, &mut dx, &mut grad),
+                norm.backward_residual_into(&x, saved, &x, Some(&x), &mut dx, &mut grad),
+                norm.jvp_into(&x, saved, &x, &zero, &mut dx),
+                norm.double_backward_into(&x, saved, &x, &x, &zero, &mut dx, &mut ddy, &mut grad),
+            ] {
+                // From y or x̂ it is that which the call was not on.
+                let error = result.expect_err(&text).to_string();
+                assert_eq!(error.replace("on `normalized`", "on `x`").replace("on `y`", "on `x`"), text);
+            }
+            assert_eq!((&dx, &ddy, &grad), (&x, &x, &zero), "written in spite of: {text}");
+        }
+    }
+}
+
 #[test]
 fn saved_of_no_call_is_refused() {
     let (norm, x, mut outputs) = setup();

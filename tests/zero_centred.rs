@@ -110,7 +110,10 @@ fn gain_and_gain_mut_are_gamma() {
     let mut rms = RmsNorm::<f32>::new(2).with_zero_centred_gain().with_eps(0.0).unwrap();
     rms.gain_mut().unwrap().fill(0.5);
     assert_eq!(rms.infer(&Array2::from_elem((1, 2), 3.0)).unwrap(), Array2::from_elem((1, 2), 1.5));
+    assert!(layer.has_zero_centred_gain() && rms.has_zero_centred_gain());
+    assert!(!LayerNorm::<f32>::new(2).has_zero_centred_gain() && !RmsNorm::<f32>::new(2).has_zero_centred_gain());
     // Without a gain, no γ is left.
     let x = Array2::from_shape_fn((3, 2), |(i, j)| (i + 3 * j) as f32);
+    assert!(!layer.clone().without_gain().has_zero_centred_gain());
     assert_eq!(layer.without_gain().infer(&x).unwrap(), LayerNorm::<f32>::new(2).infer(&x).unwrap());
 }

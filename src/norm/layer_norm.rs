@@ -143,6 +143,11 @@ impl<T: Element> LayerNorm<T> {
         self.rows.affine.gain_mut()
     }
 
+    /// Whether the gain is 1 + γ, and what [`gain`](Self::gain) and [`Parameters`] show is γ.
+    pub fn has_zero_centred_gain(&self) -> bool {
+        self.rows.zero_centred
+    }
+
     /// The bias; `None` in a layer without.
     pub fn bias(&self) -> Option<ArrayViewD<'_, T>> {
         self.rows.affine.bias()
@@ -276,8 +281,8 @@ impl<T: Element> LayerNorm<T> {
     ///
     /// # Errors
     ///
-    /// As [`forward`](Self::forward); [`Error::Shape`] unless `dy` has the shape of `x`, [`Error::Saved`] unless
-    /// `saved` has, [`Error::Parameter`] unless `grad` has the parameters of this layer.
+    /// As [`forward`](Self::forward); [`Error::Shape`] unless `dy` has the shape of `x`, [`Error::Saved`] or
+    /// [`Error::SavedRows`] unless `saved` has and has its rows, [`Error::Parameter`] unless `grad` has the parameters of this layer.
     ///
     /// # Cost
     ///

@@ -118,6 +118,11 @@ impl<T: Element> RmsNorm<T> {
         self.rows.affine.gain_mut()
     }
 
+    /// Whether the gain is 1 + γ, and what [`gain`](Self::gain) and [`Parameters`] show is γ.
+    pub fn has_zero_centred_gain(&self) -> bool {
+        self.rows.zero_centred
+    }
+
     /// ε
     pub fn eps(&self) -> T {
         self.rows.eps()

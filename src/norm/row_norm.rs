@@ -142,7 +142,7 @@ impl<T: Element> RowNorm<T> {
         grad: &Affine<T>,
     ) -> Result<()> {
         self.check_input(argument, shape)?;
-        saved.check("x", shape)?;
+        saved.check("x", shape, self.rows(shape))?;
         self.affine.check_same(grad, "grad")
     }
 
@@ -195,7 +195,7 @@ pub(crate) fn check_shape(argument: &'static str, expected: &[usize], got: &[usi
 
 /// What forward keeps of `x` for backward: a few numbers a row.
 ///
-/// It remembers the shape of that x, and backward refuses another. It does not hold x: pass the same one again.
+/// It remembers the shape and the rows of that x, and backward refuses others. It does not hold x: pass the same one again.
 #[derive(Clone, Debug)]
 pub struct Saved<T> {
     /// The shape of x; nothing before the first call.
@@ -236,12 +236,15 @@ impl<T: Element> Saved<T> {
         self.rstd.as_slice().into()
     }
 
-    /// Whether it comes from a call on an array of that shape.
-    pub(crate) fn check(&self, argument: &'static str, expected: &[usize]) -> Result<()> {
-        if self.shape.as_deref().is_some_and(|shape| same_shape(shape, expected)) {
-            return Ok(());
+    /// Whether it comes from a call on an array of that shape, of so many rows.
+    pub(crate) fn check(&self, argument: &'static str, expected: &[usize], rows: usize) -> Result<()> {
+        if !self.shape.as_deref().is_some_and(|shape| same_shape(shape, expected)) {
+            return Err(Error::Saved { argument, expected: expected.to_vec(), got: self.shape.clone() });
         }
-        Err(Error::Saved { argument, expected: expected.to_vec(), got: self.shape.clone() })
+        if self.mean.len() != rows {
+            return Err(Error::SavedRows { argument, expected: rows, got: self.mean.len() });
+        }
+        Ok(())
     }
 
     /// Room for the rows of an array of that shape, of which there are so many.

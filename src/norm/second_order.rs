@@ -23,7 +23,7 @@ impl<T: Element> RowNorm<T> {
         y_tangent: &mut ArrayRef<T, D>,
     ) -> Result<()> {
         self.check_input("x", x.shape())?;
-        saved.check("x", x.shape())?;
+        saved.check("x", x.shape(), self.rows(x.shape()))?;
         check_shape("x_tangent", x.shape(), x_tangent.shape())?;
         self.affine.check_same(tangent, "tangent")?;
         check_shape("y_tangent", x.shape(), y_tangent.shape())?;
@@ -67,14 +67,17 @@ fn direction<T: Element>(affine: &Affine<T>) -> AffineDirection<'_, T> {
 }
 
 macro_rules! second_order {
-    ($norm:ident, $saved:ident $(, $rows:ident)?) => {
+    ($norm:ident, $saved:ident, $p:literal, $a:literal $(, $rows:ident)?) => {
         /// Forward mode and second order.
         impl<T: Element> $norm<T> {
             /// How y moves while x, gain and bias move: the Jacobian-vector product of `forward`.
             ///
             /// ```text
-            /// ẏ = gain ⊙ P(ẋ) + ġain ⊙ x̂ + ḃias      P: the Jacobian of x̂ by x
+            /// ẏ = gain ⊙ P(ẋ) + ġain ⊙ x̂ + ḃias
+            #[doc = $p]
             /// ```
+            ///
+            /// P is the Jacobian of x̂ by x. Derived in [`second_order`](crate::derivations::second_order), equation (1).
             ///
             /// # Shapes
             ///
@@ -139,15 +142,26 @@ macro_rules! second_order {
                 self.rows.jvp_into(x, &(*saved) $(.$rows)?, x_tangent, tangent, y_tangent)
             }
 
-            /// The gradient of `backward`: of a loss of dx, dgain and dbias, by x and dy (returned) and by the gain (added
+            /// The gradient of `backward`: of a loss of its dx, dgain and dbias, by x and dy (returned) and by the gain (added
             /// to `grad`).
             ///
-            /// For penalties on gradients, and, with ẋ for `ddx`, for products with the Hessian. `backward` is linear in dy,
-            /// so the gradient by dy is the [`jvp`](Self::jvp) along `ddx` and `dgrad`.
+            /// With X, G and B for the loss's gradients by them (`ddx`, and gain and bias of `dgrad`), q = gain ⊙ dy, means over
+            /// a row and P as of [`jvp`](Self::jvp),
+            ///
+            /// ```text
+            /// by x    = P(G ⊙ dy) − r·(mean(x̂ ⊙ q)·P(X) + mean(x̂ ⊙ X)·P(q)) − r²·x̂·(A − mean(x̂ ⊙ X)·mean(x̂ ⊙ q))
+            #[doc = $a]
+            /// by dy   = gain ⊙ P(X) + G ⊙ x̂ + B                             that is jvp along X, G and B
+            /// by gain = Σ dy ⊙ P(X)      over the rows
+            /// ```
+            ///
+            /// For penalties on gradients, and, with ẋ for `ddx`, for products with the Hessian. Derived in
+            /// [`second_order`](crate::derivations::second_order), equation (2).
             ///
             /// # Shapes
             ///
-            /// - `x`, `dy`, `ddx` and the returned `(dx, ddy)`: `[.., normalized shape]`; these are in standard layout
+            /// - `x`, `dy`, `ddx` and the returned gradients by x and by dy: `[.., normalized shape]`; these are in standard
+            ///   layout
             /// - `x`, `saved`, `dy`: of the backward call
             /// - `ddx`: the gradient of the loss by that call's dx
             /// - `dgrad`: the gradients of the loss by that call's dgain and dbias, as [`zero_grad`](Self::zero_grad) makes
@@ -160,7 +174,33 @@ macro_rules! second_order {
             ///
             /// # Cost
             ///
-            /// Reads `x`, `dy` and `ddx` once and writes `dx` and `ddy` once, row by row.
+            /// Reads `x`, `dy` and `ddx` once and writes both gradients once, row by row.
+            ///
+            /// # Example
+            ///
+            /// A penalty of ½|dx|² on the gradient of Σ dy ⊙ y, and how it falls against its own gradient:
+            ///
+            /// ```
+            #[doc = concat!("use layernorm::{", stringify!($norm), ", ndarray::{Array2, array}};")]
+            ///
+            #[doc = concat!("let norm = ", stringify!($norm), "::<f64>::new(3);")]
+            /// let (x, dy) = (array![[1.0, 2.0, 6.0]], array![[0.3, -1.0, 0.5]]);
+            /// let gradient = |x: &Array2<f64>| {
+            ///     let (_, saved) = norm.forward(x)?;
+            ///     let dx = norm.backward(x, &saved, &dy, &mut norm.zero_grad())?;
+            ///     Ok::<_, layernorm::Error>((dx, saved))
+            /// };
+            /// let penalty = |dx: &Array2<f64>| (dx * dx).sum() / 2.0;
+            ///
+            /// let (dx, saved) = gradient(&x)?;
+            /// // The penalty's gradient by dx is dx.
+            /// let (by_x, _by_dy) =
+            ///     norm.double_backward(&x, &saved, &dy, &dx, &norm.zero_grad(), &mut norm.zero_grad())?;
+            /// let step = 1e-6;
+            /// let falls = penalty(&dx) - penalty(&gradient(&(&x - &by_x * step))?.0);
+            /// assert!((falls / step / (&by_x * &by_x).sum() - 1.0).abs() < 1e-3);
+            /// # Ok::<(), layernorm::Error>(())
+            /// ```
             pub fn double_backward<D: Dimension>(
                 &self,
                 x: &ArrayRef<T, D>,
@@ -208,5 +248,16 @@ macro_rules! second_order {
     };
 }
 
-second_order!(LayerNorm, Saved);
-second_order!(RmsNorm, RmsSaved, rows);
+second_order!(
+    LayerNorm,
+    Saved,
+    "P(t) = r·(t − mean(t) − x̂·mean(t ⊙ x̂))      means over the row",
+    "A       = mean(X ⊙ q) − mean(X)·mean(q)"
+);
+second_order!(
+    RmsNorm,
+    RmsSaved,
+    "P(t) = r·(t − x̂·mean(t ⊙ x̂))      the mean over the row",
+    "A       = mean(X ⊙ q)",
+    rows
+);

@@ -241,7 +241,7 @@ impl<T: Element> WeightNorm<T> {
         grad: &mut Affine<T>,
     ) -> Result<()> {
         self.check_input(v.shape())?;
-        saved.rows.check("v", v.shape())?;
+        saved.rows.check("v", v.shape(), outputs(v.shape()))?;
         check_shape("dw", v.shape(), dw.shape())?;
         check_shape("dv", v.shape(), dv.shape())?;
         self.affine.check_same(grad, "grad")?;
