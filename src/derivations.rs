@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`backward`] | [`LayerNorm`](crate::LayerNorm), [`RmsNorm`](crate::RmsNorm) |
 //! | [`batch_norm`] | [`BatchNorm`](crate::BatchNorm) |
+//! | [`weight_norm`] | [`WeightNorm`](crate::WeightNorm) |
 //! | [`second_order`] | `jvp` and `double_backward` of [`LayerNorm`](crate::LayerNorm) and [`RmsNorm`](crate::RmsNorm) |
 //! | the module `rnn` | `Rnn`, `Lstm` and `Gru` (feature `rnn`) |
 //! | [`bits`] | all of them |
@@ -13,6 +14,9 @@ pub mod backward {}
 
 #[doc = include_str!("../docs/batch_norm.md")]
 pub mod batch_norm {}
+
+#[doc = include_str!("../docs/weight_norm.md")]
+pub mod weight_norm {}
 
 #[doc = include_str!("../docs/second_order.md")]
 pub mod second_order {}

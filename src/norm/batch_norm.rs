@@ -116,7 +116,8 @@ impl<T: Element> BatchNorm<T> {
     }
 
     /// With σ² = Σ(xᵢ − μ)²/(N − 1), as the paper's runs with 4 rows a batch; both for y and for what
-    /// [`Running::update`] takes from a batch.
+    /// [`Running::update`] takes from a batch. (PyTorch has it in the running statistics alone, as
+    /// [`Running::update_unbiased`] does for a layer without this.)
     pub fn with_unbiased_variance(mut self) -> Self {
         self.unbiased = true;
         self
@@ -215,6 +216,7 @@ impl<T: Element> BatchNorm<T> {
         check_shape("y", x.shape(), y.shape())?;
         self.check_rows(&call)?;
         saved.fit(x.shape(), &self.inner.shape);
+        saved.unbiased = self.unbiased;
         if !x.is_empty() {
             let BatchSaved { mean, low, variance, rstd, exponent, .. } = saved;
             let saved = SavedColumns { mean, low, variance, rstd, exponent };
@@ -224,6 +226,13 @@ impl<T: Element> BatchNorm<T> {
     }
 
     /// Evaluation: y by the statistics of earlier batches. Every row gives what it gives alone.
+    ///
+    /// ```text
+    /// y = gain ⊙ (x − μ)/√(σ² + ε) + bias      μ, σ²: those of `running`
+    /// ```
+    ///
+    /// σ² is a `T` here, which training does without: a feature whose spread has no square in `T` (above 1.8e19 in f32) has an
+    /// infinite one in `running`, and its y is the bias.
     ///
     /// # Shapes
     ///

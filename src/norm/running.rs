@@ -21,6 +21,8 @@ pub struct BatchSaved<T> {
     pub(crate) low: Vec<T>,
     pub(crate) variance: Vec<T>,
     pub(crate) rstd: Vec<T>,
+    /// Whether `variance` is divided by N − 1.
+    pub(crate) unbiased: bool,
     /// Not 0 where a column had to be rescaled.
     pub(crate) exponent: Vec<i16>,
 }
@@ -29,7 +31,7 @@ impl<T> Default for BatchSaved<T> {
     /// Belongs to no call yet: for the first [`forward_into`](crate::BatchNorm::forward_into).
     fn default() -> Self {
         let [mean, low, variance, rstd] = [const { Vec::new() }; 4];
-        Self { shape: None, normalized: vec![0], mean, low, variance, rstd, exponent: Vec::new() }
+        Self { shape: None, normalized: vec![0], mean, low, variance, rstd, unbiased: false, exponent: Vec::new() }
     }
 }
 
@@ -86,9 +88,9 @@ impl<T: Element> BatchSaved<T> {
         KeptColumns { mean: &self.mean, low: &self.low, rstd: &self.rstd, exponent: &self.exponent }
     }
 
-    /// Whether the call that filled it had rows.
-    fn has_rows(&self) -> bool {
-        self.shape.as_ref().is_some_and(|shape| !shape.contains(&0))
+    /// Rows of the call that filled it.
+    fn count(&self) -> usize {
+        self.shape.as_deref().map_or(0, |shape| shape[..shape.len() - self.normalized.len()].iter().product())
     }
 }
 
@@ -130,18 +132,52 @@ impl<T: Element> Running<T> {
     ///
     /// [`Error::Momentum`] unless it is within 0 and 1, [`Error::Shape`] unless `saved` is of a layer of this shape.
     pub fn update(&mut self, saved: &BatchSaved<T>, momentum: T) -> Result<()> {
+        self.blend(saved, momentum, false)
+    }
+
+    /// [`update`](Self::update) with the unbiased variance of the batch, Σ(xᵢ − μ)²/(N − 1), whatever the layer normalizes by.
+    ///
+    /// This is what PyTorch keeps of a batch that it normalizes by the biased one.
+    ///
+    /// # Errors
+    ///
+    /// As [`update`](Self::update), and [`Error::OneRow`] if the batch had one row. Nothing is written then.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use layernorm::{BatchNorm, ndarray::array};
+    ///
+    /// let norm = BatchNorm::<f32>::new(1);
+    /// let (_, saved) = norm.forward(&array![[1.0], [5.0]])?;
+    /// let mut running = norm.running();
+    /// running.update_unbiased(&saved, 0.5)?;
+    /// assert_eq!((saved.variance()[0], running.variance()[0]), (4.0, 4.5));
+    /// # Ok::<(), layernorm::Error>(())
+    /// ```
+    pub fn update_unbiased(&mut self, saved: &BatchSaved<T>, momentum: T) -> Result<()> {
+        self.blend(saved, momentum, true)
+    }
+
+    fn blend(&mut self, saved: &BatchSaved<T>, momentum: T, unbiased: bool) -> Result<()> {
         let weight: f64 = momentum.into();
         if !(0.0..=1.0).contains(&weight) {
             return Err(Error::Momentum { got: weight });
         }
         check_shape("saved", self.mean.shape(), &saved.normalized)?;
-        if saved.has_rows() {
-            for (running, batch) in [(&mut self.mean, saved.mean()), (&mut self.variance, saved.variance())] {
+        let rows = saved.count();
+        if unbiased && rows == 1 {
+            return Err(Error::OneRow);
+        }
+        if rows > 0 {
+            let correction = if unbiased && !saved.unbiased { rows as f64 / (rows - 1) as f64 } else { 1.0 };
+            let pairs = [(&mut self.mean, saved.mean(), 1.0), (&mut self.variance, saved.variance(), correction)];
+            for (running, batch, factor) in pairs {
                 running.zip_mut_with(&batch, |running, &batch| {
-                    let parts = [(1.0 - weight, *running), (weight, batch)];
+                    let parts = [(1.0 - weight, (*running).into()), (weight, factor * batch.into())];
                     // What has no weight is left out: 0 · ∞ is NaN.
                     let weighed = parts.into_iter().filter(|&(weight, _)| weight > 0.0);
-                    *running = T::from_f64(weighed.map(|(weight, x)| weight * x.into()).sum());
+                    *running = T::from_f64(weighed.map(|(weight, x)| weight * x).sum());
                 });
             }
         }

@@ -40,6 +40,12 @@ pub enum GruPlacement {
 /// - `bias`: `[3·hidden]`; `recurrent_bias`: `[hidden]`
 /// - `input_gain`, `recurrent_gain`: `[3·hidden]`, if the products are normalized
 ///
+/// # From PyTorch
+///
+/// Without normalization this is `torch.nn.GRU`, whose gates are r, z, n and whose z keeps the old state, where this one takes the
+/// new: transpose its matrices, put the columns in the order z, r, n, and negate those of z. `bias` is `bias_ih` + `bias_hh` in the
+/// same order, z negated too, but for n `bias_ih` alone; `bias_hh` of n is `recurrent_bias`.
+///
 /// # Example
 ///
 /// ```

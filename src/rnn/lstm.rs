@@ -36,12 +36,17 @@ pub enum LstmPlacement {
 ///
 /// # Shapes
 ///
-/// Parameters in the order of [`Parameters`](crate::Parameters), gates in the order f, i, o, g (PyTorch: i, f, g, o):
+/// Parameters in the order of [`Parameters`](crate::Parameters), gates in the order f, i, o, g:
 ///
 /// - `input_weight` (W_x): `[input, 4·hidden]`, `recurrent_weight` (W_h): `[hidden, 4·hidden]`
 /// - `bias`: `[4·hidden]`
 /// - `input_gain`, `recurrent_gain`: `[4·hidden]`, of the products if they are normalized
 /// - `cell_gain`, `cell_bias`: `[hidden]`, of the cell if it is normalized
+///
+/// # From PyTorch
+///
+/// Without normalization this is `torch.nn.LSTM`, whose gates are i, f, g, o: transpose its matrices, and put the columns in the
+/// order f, i, o, g. `bias` is `bias_ih` + `bias_hh` in the same order.
 ///
 /// # Example
 ///

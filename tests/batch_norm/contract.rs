@@ -1,6 +1,6 @@
 //! The same bits everywhere, statistics that the caller holds, errors before anything is written, no allocation once warm.
 
-use layernorm::ndarray::{Array1, Array2, Array3, Axis, array};
+use layernorm::ndarray::{Array, Array1, Array2, Array3, Axis, array};
 use layernorm::{BatchNorm, BatchSaved, Error, Parameters, instruction_sets};
 
 use crate::number::{bits, drawn};
@@ -160,6 +160,30 @@ fn statistics_without_weight_do_not_matter() {
     assert_eq!((running.mean()[0], running.variance()[0]), (3.0, 4.0));
 }
 
+/// As PyTorch keeps it.
+#[test]
+fn running_variance_may_be_unbiased_where_y_is_not() {
+    let norm = BatchNorm::<f64>::new([1, 2]);
+    let x = array![[[[1.0, 2.0]], [[3.0, 10.0]]], [[[5.0, 6.0]], [[7.0, 6.0]]]];
+    let (_, saved) = norm.forward(&x).unwrap();
+    assert_eq!(saved.variance(), array![[5.0, 8.0]].into_dyn());
+    let (mut running, mut of_unbiased) = (norm.running(), norm.running());
+    running.update_unbiased(&saved, 0.75).unwrap();
+    assert_eq!(running.mean(), array![[3.0, 4.5]].into_dyn());
+    assert_eq!(running.variance(), array![[0.25 + 5.0, 0.25 + 8.0]].into_dyn());
+    // A layer that has it already.
+    let (_, saved) = norm.clone().with_unbiased_variance().forward(&x).unwrap();
+    of_unbiased.update_unbiased(&saved, 0.75).unwrap();
+    assert_eq!(of_unbiased, running);
+    of_unbiased.update(&saved, 0.75).unwrap();
+    running.update_unbiased(&saved, 0.75).unwrap();
+    assert_eq!(of_unbiased, running);
+    // Of no rows nothing is known.
+    let (_, saved) = norm.forward(&Array::zeros((3, 0, 1, 2))).unwrap();
+    running.update_unbiased(&saved, 0.75).unwrap();
+    assert_eq!(of_unbiased, running);
+}
+
 #[test]
 fn running_statistics_are_what_the_equation_says() {
     let norm = BatchNorm::<f64>::new(2).with_unbiased_variance();
@@ -250,12 +274,14 @@ fn mistakes_are_named_and_nothing_is_written() {
     let text_of_other = "`saved` must have shape [4], but has [2, 4]";
     assert_eq!(text(norm.backward(&x, &other, &x, &mut grad).map(drop)), text_of_other);
     assert_eq!(text(norm.running().update(&other, 0.5)), text_of_other);
+    assert_eq!(text(norm.running().update_unbiased(&other, 0.5)), text_of_other);
 
     let unbiased = norm.clone().with_unbiased_variance();
     let one = Array2::ones((1, 4));
     let (_, saved_of_one) = norm.forward(&one).unwrap();
     let why = "`x` must have at least 2 rows, because the unbiased variance divides by rows − 1, but has 1";
     let mut y_of_one = Array2::from_elem((1, 4), 7.0);
+    assert_eq!(text(norm.running().update_unbiased(&saved_of_one, 0.5)), why);
     assert_eq!(text(unbiased.forward_into(&one, &mut y_of_one, &mut kept)), why);
     assert_eq!(text(unbiased.backward_into(&one, &saved_of_one, &one, &mut y_of_one, &mut grad)), why);
     assert_eq!(y_of_one, Array2::from_elem((1, 4), 7.0));
