@@ -66,6 +66,11 @@ pub enum Error {
         /// Rows that it had in the call that filled `saved`.
         got: usize,
     },
+    /// `saved` was filled by a batch normalization that takes the other variance.
+    SavedVariance {
+        /// Whether this layer takes the unbiased variance.
+        unbiased: bool,
+    },
     /// `saved` was filled by a recurrent cell of another kind, placement of norms or number of hidden units.
     SavedCell {
         /// Hidden units of this cell.
@@ -82,7 +87,8 @@ pub enum Error {
     },
     /// A recurrent cell without hidden units.
     Hidden,
-    /// A gradient has not the parameters of the layer: one is missing, one too many, or of another shape.
+    /// A gradient, or what was put in the place of a recurrent cell's weights, has not the parameters of the layer: one is
+    /// missing, one too many, or of another shape.
     Parameter {
         /// The argument's name.
         argument: &'static str,
@@ -162,6 +168,13 @@ impl fmt::Display for Error {
                 "`saved` must come from a forward call on `{argument}` as {expected} rows, but comes from one of a layer of \
                  another normalized shape, on {got}"
             ),
+            Self::SavedVariance { unbiased } => {
+                let [ours, other] = if *unbiased { ["unbiased", "biased"] } else { ["biased", "unbiased"] };
+                write!(
+                    f,
+                    "`saved` must come from a layer that takes the {ours} variance, but comes from one of the {other}"
+                )
+            }
             Self::SavedCell { expected, got } => {
                 write!(f, "`saved` must come from a forward call of such a cell with {expected} hidden units, but ")?;
                 if expected == got {

@@ -9,25 +9,31 @@ use crate::error::{Error, Result};
 ///
 /// # Example
 ///
-/// Gradient descent, written once for every layer:
+/// Gradient descent with clipped gradients, written once for every layer:
 ///
 /// ```
 /// use layernorm::{LayerNorm, Parameters, Result};
 ///
-/// fn descend<P: Parameters<f32>>(layer: &mut P, grad: &P::Gradient, rate: f32) -> Result<()> {
-///     layer.zip(grad, |_name, mut parameter, gradient| parameter.scaled_add(-rate, &gradient))
+/// fn descend<P: Parameters<f32>>(layer: &mut P, grad: &mut P::Gradient, rate: f32) -> Result<()> {
+///     let mut squares = 0.0;
+///     grad.visit(|_name, gradient| squares += gradient.iter().map(|g| g * g).sum::<f32>());
+///     let rate = rate / squares.sqrt().max(1.0);
+///     layer.zip(grad, |_name, mut parameter, gradient| parameter.scaled_add(-rate, &gradient))?;
+///     grad.visit_mut(|_name, mut gradient| gradient.fill(0.0));
+///     Ok(())
 /// }
 ///
-/// let mut norm = LayerNorm::<f32>::new(3);
+/// let mut norm = LayerNorm::<f32>::new(4);
 /// let mut grad = norm.zero_grad();
-/// grad.gain_mut().unwrap().fill(2.0);
-/// descend(&mut norm, &grad, 0.25)?;
-/// assert_eq!(norm.gain().unwrap().as_slice().unwrap(), [0.5; 3]);
+/// grad.gain_mut().unwrap().fill(1.0);
+/// descend(&mut norm, &mut grad, 0.5)?;
+/// assert_eq!(norm.gain().unwrap().as_slice().unwrap(), [0.75; 4]);
 /// # Ok::<(), layernorm::Error>(())
 /// ```
 pub trait Parameters<T: Element> {
-    /// What `backward` adds to: one array for each parameter, of the same shape and in the same order.
-    type Gradient;
+    /// What `backward` adds to: one array for each parameter, of the same shape and in the same order. It is walked in the same
+    /// way: to be clipped, zeroed, or summed over machines.
+    type Gradient: Parameters<T>;
 
     /// Calls `f` with the name and the value of each parameter.
     fn visit(&self, f: impl FnMut(&str, ArrayViewD<'_, T>));

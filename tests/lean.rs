@@ -226,8 +226,11 @@ fn a_gain_too_small_is_refused<T: Number, N: Norm<f64>>() {
     let norm = with([0.0, f64::NAN, 1e-9]);
     let (normalized, saved) = norm.clone().without_parameters().forward(&x).unwrap();
     norm.backward_from_normalized(&normalized, &saved, &mut dy.clone(), &mut norm.parameters()).unwrap();
-    // Without a gain there is none to divide by.
-    assert_eq!(refusal(&norm.without_parameters()), Ok(()));
+    // Without a gain it is 1.
+    let norm = norm.without_parameters();
+    assert_eq!(refusal(&norm), Ok(()));
+    let norm = norm.bias(three([1.0, -3000.0, 1e3]));
+    assert_eq!(refusal(&norm), if has_bias { text(3.0, 1.0, 1) } else { Ok(()) });
 }
 
 fn mistakes_are_named_and_nothing_is_written<T: Number, N: Norm<T>>() {

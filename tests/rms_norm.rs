@@ -240,6 +240,18 @@ fn mistakes_are_named_and_nothing_is_written() {
     assert!(matches!(RmsNorm::<f64>::new(0).infer(&Array2::ones((2, 0))), Err(Error::Empty { .. })));
 }
 
+/// A row whose columns two threads share out.
+#[test]
+fn nan_in_a_long_row_is_no_panic() {
+    let norm = RmsNorm::<f32>::new(1 << 19);
+    let mut x = Array2::from_elem((1, 1 << 19), 1.5);
+    x[[0, 70_000]] = f32::NAN;
+    let (y, saved) = norm.forward(&x).unwrap();
+    assert!(y.iter().all(|y| y.is_nan()));
+    let dx = norm.backward(&x, &saved, &x, &mut norm.zero_grad()).unwrap();
+    assert!(dx.iter().all(|dx| dx.is_nan()));
+}
+
 #[test]
 fn the_gain_is_its_only_parameter() {
     let mut names = Vec::new();

@@ -374,7 +374,8 @@ pub(crate) fn moments_of<S: Simd, T: Number>(
     if spread.centred {
         Moments::of_block(count, near, sums[0], sums[1]).or_once_more(simd, tail, block)
     } else {
-        Moments::of_block(count, near, T::zero(), sums[1])
+        // Nothing is nearer to 0 than 0, NaN included.
+        Moments { near: true, ..Moments::of_block(count, near, T::zero(), sums[1]) }
     }
 }
 

@@ -308,7 +308,8 @@ impl<T: Element> BatchNorm<T> {
     /// # Errors
     ///
     /// As [`forward`](Self::forward); [`Error::Shape`] unless `dy` has the shape of `x`, [`Error::Saved`] or
-    /// [`Error::Shape`] unless `saved` has, [`Error::Parameter`] unless `grad` has the parameters of this layer.
+    /// [`Error::Shape`] unless `saved` has, [`Error::SavedVariance`] unless it has the variance that this layer takes,
+    /// [`Error::Parameter`] unless `grad` has the parameters of this layer.
     ///
     /// # Cost
     ///
@@ -356,6 +357,9 @@ impl<T: Element> BatchNorm<T> {
         check_shape("dx", x.shape(), dx.shape())?;
         self.inner.affine.check_same(grad, "grad")?;
         self.check_rows(&call)?;
+        if saved.unbiased != self.unbiased {
+            return Err(Error::SavedVariance { unbiased: self.unbiased });
+        }
         if !x.is_empty() {
             batch::backward(&call, saved.kept(), x.view(), dy.view(), dx.view_mut(), gradient(grad));
         }

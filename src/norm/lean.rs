@@ -74,9 +74,10 @@ impl<T: Element> RowNorm<T> {
 
     /// Whether y can be divided by the gain.
     fn check_gain(&self) -> Result<()> {
-        let bias = slice(&self.affine.bias);
-        for (feature, &gain) in slice(&self.affine.gain).into_iter().flatten().enumerate() {
-            let gain: f64 = if self.zero_centred { T::one() + gain } else { gain }.into();
+        let (gain, bias) = (slice(&self.affine.gain), slice(&self.affine.bias));
+        for feature in 0..self.features {
+            let centre = if self.zero_centred || gain.is_none() { T::one() } else { T::zero() };
+            let gain: f64 = (centre + gain.map_or(T::zero(), |gain| gain[feature])).into();
             let bias = bias.map_or(0.0, |bias| bias[feature].into());
             let least = LEAST_GAIN * f64::max(1.0, f64::abs(bias));
             if gain.is_nan() || gain.abs() < least {

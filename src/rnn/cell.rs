@@ -3,6 +3,7 @@
 use fearless_simd::Level;
 
 use crate::element::Element;
+use crate::error::Result;
 use crate::kernels::gates::{Step, StepBack};
 use crate::rnn::start::Start;
 use crate::rnn::weights::{INPUT_WEIGHT, RECURRENT_WEIGHT, Weights};
@@ -16,6 +17,8 @@ pub struct Base<T> {
     pub(crate) eps: T,
     pub(crate) level: Level,
     pub(crate) weights: Weights<T>,
+    /// Names and shapes of the weights, which can be replaced as a whole.
+    shapes: Vec<(&'static str, Vec<usize>)>,
 }
 
 impl<T: Element> Base<T> {
@@ -41,7 +44,13 @@ impl<T: Element> Base<T> {
             start.draw(hidden, input_weight, recurrent_weight, columns, rng);
         }
         drop(slices);
-        Self { input, hidden, eps: T::from_f64(1e-5), level: simd::level(), weights }
+        let shapes = shapes.into_iter().map(|(name, shape)| (name, shape.to_vec())).collect();
+        Self { input, hidden, eps: T::from_f64(1e-5), level: simd::level(), weights, shapes }
+    }
+
+    /// Whether the weights are those of this cell.
+    pub(crate) fn check_weights(&self) -> Result<()> {
+        self.weights.check("weights", self.shapes.iter().map(|(name, shape)| (*name, &shape[..])))
     }
 }
 

@@ -97,7 +97,8 @@ pub trait Recurrent<T: Element>: Cell<T> + Parameters<T, Gradient = Weights<T>> 
         &self.base().weights
     }
 
-    /// The parameters by name, to be changed.
+    /// The parameters by name, to be changed. Where all are replaced by those of another kind of cell, the next call is an
+    /// [`Error::Parameter`].
     fn weights_mut(&mut self) -> &mut Weights<T> {
         &mut self.base_mut().weights
     }
@@ -153,7 +154,8 @@ pub trait Recurrent<T: Element>: Cell<T> + Parameters<T, Gradient = Weights<T>> 
     /// y, the state after the last step, and what [`backward`](Self::backward) needs.
     ///
     /// Where `mask` is `false`, a row is padded: its state stays as it was, y is that state's h, and what x holds there does
-    /// not matter, NaN included. Steps may be padded anywhere.
+    /// not matter, NaN included. Steps may be padded anywhere. (A state that is NaN does matter: the gradient of the recurrent
+    /// weights has it times 0.)
     ///
     /// Without steps the state passes through.
     ///
@@ -403,7 +405,7 @@ fn check_input<T: Element, C: Cell<T>>(cell: &C, shape: &[usize]) -> Result<()> 
     if shape.last() != Some(&base.input) {
         return Err(Error::Trailing { argument: "x", normalized: vec![base.input], got: shape.to_vec() });
     }
-    Ok(())
+    base.check_weights()
 }
 
 /// Checks what forward and infer are given.

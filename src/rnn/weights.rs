@@ -88,12 +88,21 @@ impl<T: Element> Weights<T> {
 
     /// Whether `other` has the same arrays; otherwise what is wrong with it.
     pub(crate) fn check_same(&self, other: &Self, argument: &'static str) -> Result<()> {
-        for (name, array) in &self.arrays {
-            let theirs = other.get(name);
-            check_parameter(argument, name, Some(array.shape()), theirs.as_ref().map(|theirs| theirs.shape()))?;
+        other.check(argument, self.arrays.iter().map(|(name, array)| (*name, array.shape())))
+    }
+
+    /// Whether these are arrays of such names and shapes; otherwise what is wrong with them.
+    pub(crate) fn check<'a>(
+        &self,
+        argument: &'static str,
+        expected: impl Iterator<Item = (&'static str, &'a [usize])> + Clone,
+    ) -> Result<()> {
+        for (name, shape) in expected.clone() {
+            let ours = self.get(name);
+            check_parameter(argument, name, Some(shape), ours.as_ref().map(|ours| ours.shape()))?;
         }
-        match other.arrays.iter().find(|(name, _)| self.get(name).is_none()) {
-            Some((name, theirs)) => check_parameter(argument, name, None, Some(theirs.shape())),
+        match self.arrays.iter().find(|(name, _)| expected.clone().all(|(known, _)| known != *name)) {
+            Some((name, ours)) => check_parameter(argument, name, None, Some(ours.shape())),
             None => Ok(()),
         }
     }

@@ -286,6 +286,16 @@ fn mistakes_are_named_and_nothing_is_written() {
     assert_eq!(text(unbiased.backward_into(&one, &saved_of_one, &one, &mut y_of_one, &mut grad)), why);
     assert_eq!(y_of_one, Array2::from_elem((1, 4), 7.0));
 
+    let (_, of_unbiased) = unbiased.forward(&x).unwrap();
+    assert_eq!(
+        text(norm.backward_into(&x, &of_unbiased, &x, &mut y, &mut grad)),
+        "`saved` must come from a layer that takes the biased variance, but comes from one of the unbiased"
+    );
+    assert_eq!(
+        text(unbiased.backward_into(&x, &saved, &x, &mut y, &mut grad)),
+        "`saved` must come from a layer that takes the unbiased variance, but comes from one of the biased"
+    );
+
     let mut running = norm.running();
     for momentum in [-0.1, 1.5, f32::NAN] {
         assert_eq!(

@@ -54,6 +54,37 @@ fn x_with_another_width_is_named() {
     refuses(text, &mut outputs, |out| cell.step_into(&Array2::zeros((2, 4)), &mut out.state));
 }
 
+/// Weights can be replaced as a whole.
+#[test]
+fn weights_of_another_cell_are_named() {
+    let (cell, x, dy, outputs) = setup();
+    let of = |placement, hidden| Lstm::<f64>::new(3, hidden, placement, Start::Uniform, &mut rng());
+    let all = LstmPlacement::ProductsAndCell;
+    let gru = Gru::<f64>::new(3, 5, GruPlacement::Products, Start::Uniform, &mut rng());
+    for (cell, weights, text) in [
+        (&cell, of(LstmPlacement::Cell, 5).weights().clone(), "have an input_gain, as the layer has, but has none"),
+        (&of(LstmPlacement::Cell, 5), cell.weights().clone(), "have no input_gain, as the layer has none, but has one"),
+        (&cell, of(all, 4).weights().clone(), "have an input_weight of shape [3, 20], but has one of [3, 16]"),
+        (&cell, gru.weights().clone(), "have an input_weight of shape [3, 20], but has one of [3, 15]"),
+    ] {
+        let text = format!("`weights` must {text}");
+        let (mut outputs, mut cell) = (outputs.clone(), cell.clone());
+        outputs.saved = cell.forward(&x, None, None).unwrap().2;
+        outputs.grad = weights.clone();
+        *cell.weights_mut() = weights;
+        refuses(&text, &mut outputs, |_| cell.forward(&x, None, None));
+        refuses(&text, &mut outputs, |out| cell.forward_into(&x, None, &mut out.state, &mut out.y, &mut out.saved));
+        refuses(&text, &mut outputs, |_| cell.infer(&x, None, None));
+        refuses(&text, &mut outputs, |out| cell.infer_into(&x, None, &mut out.state, &mut out.y));
+        refuses(&text, &mut outputs, |out| cell.backward(&x, &out.saved, &dy, None, &mut out.grad));
+        refuses(&text, &mut outputs, |out| cell.step_into(&Array2::zeros((2, 3)), &mut out.state));
+    }
+    // Those of a cell of the same kind are welcome.
+    let (mut other, input) = (of(all, 5), x);
+    *other.weights_mut() = cell.weights().clone();
+    assert_eq!(other.infer(&input, None, None).unwrap().0, outputs.y);
+}
+
 #[test]
 fn a_state_of_another_shape_is_named() {
     let (cell, x, dy, mut outputs) = setup();
