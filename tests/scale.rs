@@ -387,3 +387,12 @@ for_f32_and_f64! {
     a_row_that_is_not_finite_spoils_no_other: (), ();
     subnormal_elements_give_a_finite_y: (), ();
 }
+
+#[test]
+fn a_constant_row_is_the_bias_whatever_the_gain() {
+    let mut norm = LayerNorm::<f32>::new(2);
+    norm.gain_mut().unwrap().fill(2.0);
+    norm.bias_mut().unwrap().fill(3.0);
+    assert_eq!(norm.infer(&Array2::from_elem((1, 2), 0.7)).unwrap(), Array2::from_elem((1, 2), 3.0));
+    assert_eq!(norm.gain().unwrap(), Array1::from_elem(2, 2.0).into_dyn());
+}

@@ -229,6 +229,21 @@ fn more_axes_are_one_row_and_nothing_is_allocated_once_warm() {
     assert_eq!(bits(&w), bits(&all(&norm, &flat, &flat)[0]));
 }
 
+/// Weights of a convolution, turned.
+#[test]
+fn rows_of_several_axes_may_have_any_strides() {
+    let norm = layer::<f32>(70);
+    let v = drawn::<f32, _>([4, 70, 15], 1).permuted_axes([1, 0, 2]);
+    let dw = drawn::<f32, _>([70, 4, 15], 2);
+    let all = |v: &Array3<f32>| {
+        let (w, saved) = norm.forward(v).unwrap();
+        let mut grad = norm.zero_grad();
+        let dv = norm.backward(v, &saved, &dw, &mut grad).unwrap();
+        bits(w.iter().chain(&dv).chain(grad.gain().unwrap()))
+    };
+    assert!(all(&v) == all(&v.as_standard_layout().into_owned()));
+}
+
 #[test]
 fn mistakes_are_named_and_nothing_is_written() {
     let norm = WeightNorm::<f32>::new(2);
@@ -245,7 +260,11 @@ fn mistakes_are_named_and_nothing_is_written() {
     let wrong = Array2::ones((2, 3));
     let message = text(norm.backward_into(&v, &saved, &wrong, &mut w, &mut norm.zero_grad()));
     assert_eq!(message, "`dw` must have shape [2, 4], but has [2, 3]");
-    assert_eq!(w, Array2::from_elem((2, 4), 7.0));
+    let (mut out, shapes) = (Array2::from_elem((4, 2), 7.0), "must have shape [2, 4], but has [4, 2]");
+    assert_eq!(text(norm.forward_into(&v, &mut out, &mut WeightSaved::default())), format!("`w` {shapes}"));
+    assert_eq!(text(norm.infer_into(&v, &mut out)), format!("`w` {shapes}"));
+    assert_eq!(text(norm.backward_into(&v, &saved, &v, &mut out, &mut norm.zero_grad())), format!("`dv` {shapes}"));
+    assert_eq!((w, out), (Array2::from_elem((2, 4), 7.0), Array2::from_elem((4, 2), 7.0)));
     assert!(matches!(WeightNorm::<f64>::new(3).with_gain(Array1::ones(2)), Err(Error::Shape { .. })));
 }
 

@@ -146,6 +146,78 @@ fn f64_rescaled_columns_follow_the_formula() {
     rescaled_columns_follow_the_formula::<f64>();
 }
 
+/// Columns that had to be rescaled, and then had not.
+#[test]
+fn saved_keeps_nothing_of_the_call_before() {
+    for rows in [5, 100] {
+        let norm = layer::<f64>(7).with_eps(0.0).unwrap();
+        let (x, dy) = (drawn::<f64, _>([rows, 7], 1), drawn::<f64, _>([rows, 7], 2));
+        let want = Step::new(&norm, &x, &dy);
+        let (mut y, mut dx, mut saved, mut grad) = (x.clone(), x.clone(), BatchSaved::default(), norm.zero_grad());
+        norm.forward_into(&(&x * 1e200), &mut y, &mut saved).unwrap();
+        norm.forward_into(&x, &mut y, &mut saved).unwrap();
+        norm.backward_into(&x, &saved, &dy, &mut dx, &mut grad).unwrap();
+        let got = Step { saved, y, dx, dgain: flat(grad.gain()), dbias: flat(grad.bias()) };
+        assert!(got.bits() == want.bits(), "{rows} rows");
+    }
+}
+
+#[test]
+fn statistics_of_rescaled_columns_are_in_units_of_x() {
+    let big = 2.0_f32.powi(40);
+    let x = array![[big, 1.0 / big], [3.0 * big, 3.0 / big]];
+    let norm = BatchNorm::<f32>::new(2).with_eps(0.0).unwrap();
+    for norm in [norm.clone(), norm.without_gain().without_bias()] {
+        let (y, saved) = norm.forward(&x).unwrap();
+        assert_eq!(saved.mean(), array![2.0 * big, 2.0 / big].into_dyn());
+        assert_eq!(saved.variance(), array![big * big, 1.0 / big / big].into_dyn());
+        assert_eq!(saved.rstd(), array![1.0 / big, big].into_dyn());
+        assert_eq!(y, array![[-1.0, -1.0], [1.0, 1.0]]);
+        let mut running = norm.running();
+        running.update(&saved, 1.0).unwrap();
+        assert_eq!(norm.infer(&x, &running).unwrap(), y);
+    }
+}
+
+#[test]
+fn a_feature_that_never_varied_is_its_bias() {
+    let norm = BatchNorm::<f32>::new(1).with_eps(0.0).unwrap().with_bias(array![0.5]).unwrap();
+    let (_, saved) = norm.forward(&array![[10.0], [10.0]]).unwrap();
+    let mut running = norm.running();
+    running.update(&saved, 1.0).unwrap();
+    assert_eq!(norm.infer(&array![[10.0], [11.0]], &running).unwrap(), array![[0.5], [0.5]]);
+}
+
+/// Of features that span two axes, columns that are taken again are found in any layout.
+#[test]
+fn rare_columns_are_found_where_features_have_two_axes() {
+    let norm = BatchNorm::<f64>::new([3, 4]).with_eps(0.0).unwrap();
+    let mut x = drawn::<f64, _>([4, 3, 30], 1).reversed_axes();
+    for (i, mut row) in x.outer_iter_mut().enumerate() {
+        (row[[1, 1]], row[[0, 2]]) = (0.3, 1e200 * row[[0, 2]]);
+        row[[2, 3]] = if i == 7 { f64::NAN } else { row[[2, 3]] };
+    }
+    let dy = drawn::<f64, _>([30, 3, 4], 2);
+    let all = |x: &Array3<f64>| {
+        let (y, saved) = norm.forward(x).unwrap();
+        let mut grad = norm.zero_grad();
+        let dx = norm.backward(x, &saved, &dy, &mut grad).unwrap();
+        bits(y.iter().chain(&dx).chain(grad.gain().unwrap()).chain(grad.bias().unwrap()))
+    };
+    assert!(all(&x) == all(&x.as_standard_layout().into_owned()));
+}
+
+#[test]
+fn parameters_are_changed_by_name() {
+    let mut norm = BatchNorm::<f32>::new(2);
+    norm.gain_mut().unwrap().fill(2.0);
+    norm.bias_mut().unwrap().fill(3.0);
+    assert_eq!(
+        (norm.gain().unwrap(), norm.bias().unwrap()),
+        (array![2.0, 2.0].into_dyn().view(), array![3.0, 3.0].into_dyn().view())
+    );
+}
+
 #[test]
 fn statistics_without_weight_do_not_matter() {
     let norm = BatchNorm::<f32>::new(1);
@@ -295,6 +367,12 @@ fn mistakes_are_named_and_nothing_is_written() {
         text(unbiased.backward_into(&x, &saved, &x, &mut y, &mut grad)),
         "`saved` must come from a layer that takes the unbiased variance, but comes from one of the biased"
     );
+
+    let mut of_another_shape = Array2::from_elem((4, 2), 7.0);
+    let out = "must have shape [2, 4], but has [4, 2]";
+    assert_eq!(text(norm.infer_into(&x, &norm.running(), &mut of_another_shape)), format!("`y` {out}"));
+    assert_eq!(text(norm.backward_into(&x, &saved, &x, &mut of_another_shape, &mut grad)), format!("`dx` {out}"));
+    assert_eq!(of_another_shape, Array2::from_elem((4, 2), 7.0));
 
     let mut running = norm.running();
     for momentum in [-0.1, 1.5, f32::NAN] {

@@ -108,10 +108,11 @@ fn buffers_are_overwritten_and_any_layout_will_do() {
 
 fn any_layout<C: Known>(cell: &C, name: &str) {
     let mut saved = Saved::default();
-    for (steps, batch) in [(4, 5), (7, 2), (3, 9)] {
-        let (x, mask) = (drawn::<f64, _>([steps, batch, 3], 1), holes(steps, batch));
+    for (steps, batch, masked) in [(4, 5, true), (7, 2, true), (7, 2, false), (3, 9, true), (3, 9, false)] {
+        let x = drawn::<f64, _>([steps, batch, 3], 1);
+        let mask = masked.then(|| holes(steps, batch));
         let initial = state(cell, batch, 2);
-        let (y, last, fresh) = cell.forward(&x, Some(&initial), Some(&mask)).unwrap();
+        let (y, last, fresh) = cell.forward(&x, Some(&initial), mask.as_deref()).unwrap();
         let dy = drawn::<f64, _>([steps, batch, 7], 3);
         let mut grad = cell.zero_grad();
         let (dx, d_initial) = cell.backward(&x, &fresh, &dy, Some(&initial), &mut grad).unwrap();
@@ -119,7 +120,8 @@ fn any_layout<C: Known>(cell: &C, name: &str) {
         let (x, dy) = (turned(&x), turned(&dy));
         let (mut y_out, mut dx_out) = (turned(&y).mapv(|_| f64::NAN), turned(&dx).mapv(|_| f64::NAN));
         let mut state = initial.clone();
-        cell.forward_into(&x, Some(&turned_mask(&mask)), &mut state, &mut y_out, &mut saved).unwrap();
+        let mask = mask.map(|mask| turned_mask(&mask));
+        cell.forward_into(&x, mask.as_deref(), &mut state, &mut y_out, &mut saved).unwrap();
         assert!(largest(y_out, y) < TOLERANCE, "{name}");
         assert!(largest(state.h, last.h) < TOLERANCE, "{name}");
         let mut d_state = initial.clone();
@@ -174,9 +176,12 @@ fn gains_and_biases_start_as_they_are_told() {
     use crate::common::rng;
     use layernorm::rnn::{GruPlacement, LstmPlacement, RnnPlacement, Start};
 
-    let lstm = Lstm::<f32>::new(3, 4, LstmPlacement::ProductsAndCell, Start::Uniform, &mut rng());
+    let lstm = Lstm::<f32>::new(13, 4, LstmPlacement::ProductsAndCell, Start::Uniform, &mut rng());
     lstm.visit(|name, array| match name {
-        "input_weight" | "recurrent_weight" => assert!(array.iter().all(|w| w.abs() <= 0.1), "{name}"),
+        "input_weight" | "recurrent_weight" => {
+            assert!(array.iter().all(|w| w.abs() <= 0.1), "{name}");
+            assert!(array.iter().any(|&w| w > 0.08) && array.iter().any(|&w| w < -0.08), "{name}");
+        }
         _ => assert!(array.iter().all(|&x| x == if name.ends_with("gain") { 1.0 } else { 0.0 }), "{name}"),
     });
     assert_eq!(lstm.eps(), 1e-5);
