@@ -215,8 +215,7 @@ impl<T: Element> BatchNorm<T> {
         let call = self.call(x.shape())?;
         check_shape("y", x.shape(), y.shape())?;
         self.check_rows(&call)?;
-        saved.fit(x.shape(), &self.inner.shape);
-        saved.unbiased = self.unbiased;
+        saved.fit(x.shape(), &self.inner.shape, self.unbiased);
         if !x.is_empty() {
             let BatchSaved { mean, low, variance, rstd, exponent, .. } = saved;
             let saved = SavedColumns { mean, low, variance, rstd, exponent };

@@ -71,7 +71,7 @@ impl<T: Element> BatchSaved<T> {
         ArrayViewD::from_shape(IxDyn(&self.normalized), numbers).expect("one number a feature")
     }
 
-    pub(crate) fn fit(&mut self, shape: &[usize], normalized: &[usize]) {
+    pub(crate) fn fit(&mut self, shape: &[usize], normalized: &[usize], unbiased: bool) {
         for (ours, new) in [(self.shape.get_or_insert_default(), shape), (&mut self.normalized, normalized)] {
             ours.clear();
             ours.extend_from_slice(new);
@@ -82,6 +82,7 @@ impl<T: Element> BatchSaved<T> {
             numbers.resize(features, T::zero());
         }
         self.exponent.resize(features, 0);
+        self.unbiased = unbiased;
     }
 
     pub(crate) fn kept(&self) -> KeptColumns<'_, T> {
