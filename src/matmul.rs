@@ -3,6 +3,8 @@
 //! Matrices are slices, row after row. The same product gives the same bits on any number of threads, and a row of it does
 //! not depend on the contents of other rows; but a row alone may differ in its last bits from the same row among others.
 
+use std::ops::Range;
+
 use faer::linalg::matmul::matmul;
 use faer::reborrow::ReborrowMut;
 use faer::traits::RealField;
@@ -26,12 +28,34 @@ enum Layout {
     Rows,
     /// Column after column.
     Columns,
-    /// The first [`PANEL`] columns, row after row, then the next ones.
+    /// [`Strips`] of [`PANEL`] columns, each row after row.
     Panels,
 }
 
 /// Columns of a panel: a multiple of what faer takes at once, on every instruction set.
-const PANEL: usize = 96;
+const PANEL: usize = 2 * LEAST;
+
+/// What faer takes at once, on every instruction set, is a divisor of this. Of fewer columns it sums in other orders.
+const LEAST: usize = 48;
+
+/// Columns cut into strips, of which the last has what is left and not less than [`LEAST`], if there are as many.
+#[derive(Clone, Copy, Debug)]
+struct Strips {
+    columns: usize,
+    /// Of each but the last.
+    width: usize,
+}
+
+impl Strips {
+    fn count(&self) -> usize {
+        self.columns.saturating_sub(LEAST) / self.width + 1
+    }
+
+    fn nth(&self, index: usize) -> Range<usize> {
+        let start = index * self.width;
+        start..if index + 1 == self.count() { self.columns } else { start + self.width }
+    }
+}
 
 impl<'a, T> Matrix<'a, T> {
     /// That of `elements`, row after row.
@@ -70,21 +94,27 @@ impl<T: Copy + Send + Sync> Matrix<'_, T> {
     /// it takes at once from rows far apart, product after product.
     pub(crate) fn panels_into<'b>(&self, to: &'b mut [T]) -> Matrix<'b, T> {
         let &Self { rows, columns, elements, layout } = self;
-        fill(to, PANEL * rows, |index, panel| {
-            let first = index * PANEL;
-            let width = PANEL.min(columns - first);
+        let strips = Strips { columns, width: PANEL };
+        let write = |index: usize, panel: &mut [T]| {
+            let at = strips.nth(index);
             match layout {
                 Layout::Rows => {
-                    for (row, to) in panel.chunks_exact_mut(width).enumerate() {
-                        to.copy_from_slice(&elements[row * columns + first..][..width]);
+                    for (row, to) in panel.chunks_exact_mut(at.len()).enumerate() {
+                        to.copy_from_slice(&elements[row * columns..][at.clone()]);
                     }
                 }
                 Layout::Columns => {
-                    Matrix::new(width, rows, &elements[first * rows..][..width * rows]).transpose_into(panel);
+                    Matrix::new(at.len(), rows, &elements[at.start * rows..at.end * rows]).transpose_into(panel);
                 }
                 Layout::Panels => unreachable!("it lies in panels already"),
             }
-        });
+        };
+        if !to.is_empty() {
+            let last = strips.count() - 1;
+            let (panels, last_panel) = to.split_at_mut(last * PANEL * rows);
+            fill(panels, PANEL * rows, write);
+            write(last, last_panel);
+        }
         Matrix { rows, columns, elements: to, layout: Layout::Panels }
     }
 }
@@ -128,23 +158,26 @@ pub(crate) fn multiply<T: RealField>(c: &mut [T], into: Into, a: Matrix<'_, T>, 
         Into::Add => Accum::Add,
     };
     let right = if b.layout == Layout::Panels { Right::Panels(b.elements) } else { Right::Whole(b.view()) };
-    let product = Product { c, accum, a: a.view(), right };
-    if threads == 1 {
-        product.run();
-    } else if b.layout == Layout::Panels || a.rows > 1 && product.pieces() >= SHARES * threads {
-        parallel::fork(product);
-    } else {
-        matmul(product.c, accum, product.a, b.view(), T::one_impl(), par(threads));
-    }
+    let width = match right {
+        Right::Panels(_) => PANEL,
+        // One row alone reads b along its rows, once.
+        Right::Whole(_) if a.rows == 1 => b.columns.div_ceil(threads).next_multiple_of(LEAST).max(LEAST),
+        Right::Whole(_) if threads == 1 => STRIP,
+        Right::Whole(_) => (b.columns / (SHARES * threads)).next_multiple_of(LEAST).clamp(LEAST, STRIP),
+    };
+    let product = Product { c, accum, a: a.view(), right, width };
+    if threads == 1 { product.run() } else { parallel::fork(product) }
 }
 
 /// A product strip by strip of columns, by whatever thread. On a Skylake, one thread then needs up to half, two threads up to
-/// four fifths of the time of faer's way through the whole.
+/// four fifths of the time of faer's way through the whole; and on several threads that would cut the sums of a row.
 struct Product<'a, T> {
     c: MatMut<'a, T>,
     accum: Accum,
     a: MatRef<'a, T>,
     right: Right<'a, T>,
+    /// Of its [`Strips`].
+    width: usize,
 }
 
 /// What a product multiplies by.
@@ -161,22 +194,18 @@ const STRIP: usize = 2 * PANEL;
 const SHARES: usize = 4;
 
 impl<T> Product<'_, T> {
-    /// Columns of a strip.
-    fn width(&self) -> usize {
-        match self.right {
-            Right::Whole(_) => STRIP,
-            Right::Panels(_) => PANEL,
-        }
+    fn strips(&self) -> Strips {
+        Strips { columns: self.c.ncols(), width: self.width }
     }
 }
 
 impl<T: RealField> Job for Product<'_, T> {
     fn pieces(&self) -> usize {
-        self.c.ncols().div_ceil(self.width())
+        self.strips().count()
     }
 
     fn split(self, pieces: usize) -> (Self, Self) {
-        let columns = pieces * self.width();
+        let columns = pieces * self.width;
         let (c, c_second) = self.c.split_at_col_mut(columns);
         let (right, right_second) = match self.right {
             Right::Whole(b) => {
@@ -192,31 +221,18 @@ impl<T: RealField> Job for Product<'_, T> {
     }
 
     fn run(mut self) {
-        let (inner, columns) = (self.a.ncols(), self.c.ncols());
-        // One row alone reads b along its rows, once.
-        let whole = self.c.nrows() == 1 && matches!(self.right, Right::Whole(_));
-        let strip = if whole { columns.max(1) } else { self.width() };
-        for first in (0..columns).step_by(strip) {
-            let width = strip.min(columns - first);
+        let (inner, strips) = (self.a.ncols(), self.strips());
+        for Range { start, end } in (0..strips.count()).map(|index| strips.nth(index)) {
+            let width = end - start;
             let b = match self.right {
-                Right::Whole(b) => b.subcols(first, width),
+                Right::Whole(b) => b.subcols(start, width),
                 Right::Panels(panels) => {
-                    MatRef::from_row_major_slice(&panels[first * inner..][..width * inner], inner, width)
+                    MatRef::from_row_major_slice(&panels[start * inner..end * inner], inner, width)
                 }
             };
-            matmul(self.c.rb_mut().subcols_mut(first, width), self.accum, self.a, b, T::one_impl(), Par::Seq);
+            matmul(self.c.rb_mut().subcols_mut(start, width), self.accum, self.a, b, T::one_impl(), Par::Seq);
         }
     }
-}
-
-#[cfg(feature = "rayon")]
-fn par(threads: usize) -> Par {
-    Par::rayon(threads)
-}
-
-#[cfg(not(feature = "rayon"))]
-fn par(_threads: usize) -> Par {
-    Par::Seq
 }
 
 #[cfg(test)]
@@ -263,25 +279,35 @@ mod tests {
     #[test]
     fn layouts_and_threads_do_not_change_a_bit() {
         fn check<T: RealField + Copy + PartialEq + std::fmt::Debug>(from: fn(f64) -> T) {
-            let columns = 2 * SHARES * STRIP - 100;
-            for (rows, inner) in [(1, 30), (2, 70), (13, 600), (64, 129)] {
+            // Products of a row that faer cuts along `inner` on several threads, and strips of which few columns are left.
+            let shapes = [(1, 30, 1436), (1, 190, 1436), (2, 70, 1436), (13, 600, 1436), (64, 129, 1436)];
+            let narrow = [1, 2, 49, PANEL + 1, STRIP + 1, STRIP + 2, 2 * STRIP + 1];
+            let narrow =
+                narrow.into_iter().flat_map(|columns| [(1, 700, columns), (2, 600, columns), (9, 33, columns)]);
+            for (rows, inner, columns) in shapes.into_iter().chain(narrow) {
                 let numbers = |len: usize, prime: usize| -> Vec<T> {
                     (0..len).map(|i| from(1.0 / (1.0 + (i * prime % 1009) as f64) - 0.01)).collect()
                 };
                 let (a, b) = (numbers(rows * inner, 31), numbers(inner * columns, 37));
-                let (a, plain) = (Matrix::new(rows, inner, &a), Matrix::new(inner, columns, &b));
-                let mut panels = vec![from(f64::NAN); inner * columns];
-                let product = |b: Matrix<'_, T>, threads: usize| {
-                    let mut c = numbers(rows * columns, 41);
-                    multiply(&mut c, Into::Add, a, b, threads);
-                    c
-                };
-                let right = product(plain, 1);
-                for threads in [2, 3, 16] {
-                    assert!(product(plain, threads) == right, "{rows} × {inner}, {threads} threads");
+                let a = Matrix::new(rows, inner, &a);
+                for b in [Matrix::new(inner, columns, &b), Matrix::new(columns, inner, &b).transposed()] {
+                    let product = |b: Matrix<'_, T>, threads: usize| {
+                        let mut c = numbers(rows * columns, 41);
+                        multiply(&mut c, Into::Add, a, b, threads);
+                        c
+                    };
+                    let right = product(b, 1);
+                    let case = format!("{rows} × {inner} × {columns}, {:?}", b.layout);
+                    for threads in [2, 3, 16] {
+                        assert!(product(b, threads) == right, "{case}, {threads} threads");
+                    }
+                    let mut panels = vec![from(f64::NAN); inner * columns];
+                    let panels = b.panels_into(&mut panels);
+                    let of_panels = product(panels, 1);
+                    assert!(product(panels, 2) == of_panels, "{case}, panels, 2 threads");
+                    // What a sequence takes in panels, a step of it may take as it is; turned weights have no such pair.
+                    assert!(b.layout == Layout::Columns || of_panels == right, "{case}, panels");
                 }
-                let panels = plain.panels_into(&mut panels);
-                assert!(product(panels, 1) == right && product(panels, 2) == right, "{rows} × {inner}, panels");
             }
         }
         check::<f32>(|x| x as f32);
