@@ -231,6 +231,19 @@ kernels! {
         dispatch!(level, simd => second_order::double_backward(simd, layer, kept, x, dy, direction, dx, ddy, dgain));
     }
 
+    /// [`weights::forward`]
+    fn weight_forward(
+        level: Level,
+        layer: &Layer<'_, Self>,
+        place: Place,
+        factors: &[Self],
+        v: &[Self],
+        w: &mut [Self],
+        saved: Option<SavedRows<'_, Self>>,
+    ) {
+        dispatch!(level, simd => weights::forward(simd, layer, place, factors, v, w, saved));
+    }
+
     /// [`weights::backward`]
     fn weight_backward(
         level: Level,

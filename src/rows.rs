@@ -339,6 +339,7 @@ pub(crate) fn forward_weights<T: Element, D: Dimension>(
     saved: Option<SavedRows<'_, T>>,
 ) {
     let &Call { level, ref layer, rows, trailing } = call;
+    let place = place::<T>(level, 2, v.len());
     let (v, mut w) = (Input::new(v, trailing), Output::new(w, trailing));
     parallel::lend(gain.len(), |factors: &mut [T]| {
         let root = (layer.features as f64).sqrt();
@@ -347,10 +348,9 @@ pub(crate) fn forward_weights<T: Element, D: Dimension>(
         }
         let kernel = |step: Step<'_, T, _, 1, 1, 0>| {
             let Step { rows, inputs: [v], outputs: [w], per_row: saved, .. } = step;
-            T::forward(level, layer, Place::Core, v, w, saved);
-            T::scale_rows(level, &factors[rows], w);
+            T::weight_forward(level, layer, place, &factors[rows], v, w, saved);
         };
-        Sweep::new(call.shape(), rows, [&v], [w.part()], saved, &kernel).tiled().run();
+        Sweep::new(call.shape(), rows, [&v], [w.part()], saved, &kernel).run();
     });
 }
 

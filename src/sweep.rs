@@ -87,7 +87,6 @@ pub(crate) struct Sweep<'a, 'v, T: Element, F, N, const I: usize, const O: usize
     task: usize,
     /// See the methods of these names.
     in_place: bool,
-    tiled: bool,
     front: usize,
     ends_chains: bool,
     sums: ColumnSums<'a, T>,
@@ -144,19 +143,14 @@ where
         kernel: &'a F,
     ) -> Self {
         let task = (TASK / size_of::<T>() / shape.features).max(1).next_multiple_of(GROUP);
-        let (in_place, tiled, front, ends_chains, sums) = (false, W > 0, 0, false, ColumnSums::None);
+        let (in_place, front, ends_chains, sums) = (false, 0, false, ColumnSums::None);
         let rows = 0..rows;
-        Self { shape, rows, inputs, outputs, per_row, task, in_place, tiled, front, ends_chains, sums, kernel }
+        Self { shape, rows, inputs, outputs, per_row, task, in_place, front, ends_chains, sums, kernel }
     }
 
     /// With something in the first output that the kernel wants to see.
     pub(crate) fn in_place(self) -> Self {
         Self { in_place: true, ..self }
-    }
-
-    /// In steps that stay in the cache of a core, because the kernel comes back to its rows.
-    pub(crate) fn tiled(self) -> Self {
-        Self { tiled: true, ..self }
     }
 
     /// With column sums that have so many elements in front of their first cache line.
@@ -256,7 +250,7 @@ where
         let features = self.shape.features;
         let strided = self.inputs.iter().any(|input| input.is_strided()) || self.outputs.iter().any(Part::is_strided);
         let all = self.rows.len().max(1);
-        let step = if strided || self.tiled { (TILE / size_of::<T>() / features).clamp(1, CHAIN) } else { all };
+        let step = if strided || W > 0 { (TILE / size_of::<T>() / features).clamp(1, CHAIN) } else { all };
         let (task, chain, line) = match self.sums {
             ColumnSums::None => (all, all, 0),
             _ => (self.task(), CHAIN, whole_lines::<T>(features)),

@@ -1,24 +1,94 @@
-//! Backward of weight normalization, a row of weights at a time.
+//! Weight normalization, some rows of weights at a time.
 //!
 //! ```text
 //! v̂ = v/‖v‖ = x̂/√n      x̂ and r = rstd as those of root mean square normalization with ε = 0
-//! each row:
+//! forward:           w = x̂·c                          c = gain/√n
+//! backward, each row:
 //!     first pass:    ρ = r·Σ dw·v / n                 mean(dw ⊙ x̂)
 //!                    dgain += √n·ρ                    Σ dw·v̂
-//!     second pass:   dv = dw·(c·r) − v·(c·r²·ρ)       c = gain/√n
+//!     second pass:   dv = dw·(c·r) − v·(c·r²·ρ)
 //! ```
 //!
 //! The last line is (gain/‖v‖)·(dw − v̂·Σ dw·v̂). A row that had to be rescaled by 2^-e has v and r in units of the rescaled
 //! row, and dv is multiplied by 2^-e.
 
-use fearless_simd::Simd;
+use std::ops::Range;
+
+use fearless_simd::{Simd, SimdBase};
 use fearless_simd_macros::simd;
 
-use crate::kernels::blocks::{blocks, joined, map, sums};
+use crate::kernels::blocks::{blocks, joined, map, map_ahead, sums};
+use crate::kernels::elementwise::scale_rows;
+use crate::kernels::group::Group;
 use crate::kernels::kept::{KeptRows, Row, Scale};
-use crate::kernels::normalize::Layer;
+use crate::kernels::normalize::{Layer, Place, SavedRows};
 use crate::number::{Number, Wide};
-use crate::simd::{Vector, splat};
+use crate::simd::{Prefetch, Tail, Vector, is_avx2, splat};
+
+/// w of rows side by side in `v` and `w`; `factors` has c for each row, `layer` has neither gain nor bias.
+///
+/// `place`: that of the arrays of the whole call.
+#[simd]
+pub(crate) fn forward<S: Simd, T: Number>(
+    simd: S,
+    layer: &Layer<'_, T>,
+    place: Place,
+    factors: &[T],
+    v: &[T],
+    w: &mut [T],
+    mut saved: Option<SavedRows<'_, T>>,
+) {
+    // Four rows share the latencies of their reductions; narrow registers do not hold as many.
+    let rows = if const { S::f32s::LEN < 8 } { 0 } else { factors.len() / 4 * 4 };
+    // As in `ahead`: AVX-512 does not gain by it.
+    let asks = const { is_avx2::<S>() } && place == Place::Memory;
+    groups::<S, T, 4>(simd, layer, asks, factors, v, w, &mut saved, 0..rows);
+    groups::<S, T, 1>(simd, layer, asks, factors, v, w, &mut saved, rows..factors.len());
+}
+
+/// `R` rows at a time; `R` divides their number. The rows that follow are asked for meanwhile, if this `asks`.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
+fn groups<S: Simd, T: Number, const R: usize>(
+    simd: S,
+    layer: &Layer<'_, T>,
+    asks: bool,
+    factors: &[T],
+    v: &[T],
+    w: &mut [T],
+    saved: &mut Option<SavedRows<'_, T>>,
+    rows: Range<usize>,
+) {
+    let &Layer { features, spread, .. } = layer;
+    let tail = &Tail::new(simd, features.min(T::BLOCK));
+    for first in rows.step_by(R) {
+        let at = first * features..(first + R) * features;
+        let next = if asks { Prefetch::these(&v[at.end..]) } else { Prefetch::NONE };
+        let (v, w, factors) = (&v[at.clone()], &mut w[at], &factors[first..first + R]);
+        let group = if features <= T::BLOCK {
+            Group::<T, R>::of_blocks::<S, false>(simd, tail, v, splat(simd, T::zero()), spread)
+        } else {
+            Group::of_long_rows(simd, features, v, spread)
+        };
+        for (i, (v, w)) in v.chunks_exact(features).zip(w.chunks_exact_mut(features)).enumerate() {
+            let (rstd, factor, zero) = (splat(simd, group.rstd[i]), splat(simd, factors[i]), splat(simd, T::zero()));
+            map_ahead(
+                simd,
+                [v],
+                [w],
+                [next.skip(i * features)],
+                // As a bias of 0 is added where rows are taken again: x̂ is never −0.
+                #[inline(always)]
+                |[v]| (v * rstd + zero) * factor,
+            );
+        }
+        group.end(simd, layer, R, v, w, saved, first);
+        if !group.safe {
+            // They were taken again, without their factors.
+            scale_rows(simd, factors, w);
+        }
+    }
+}
 
 /// dv of rows side by side in `v`, `dw` and `dv`; adds to `dgain`. `gain` and `dgain` have a number for each row, `layer` has
 /// neither gain nor bias.
