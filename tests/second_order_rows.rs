@@ -12,7 +12,7 @@ use layernorm::{Affine, LayerNorm, RmsNorm};
 
 tests_of_both! {
     f32: f32_is_near_f64 the_bits_are_the_same_everywhere a_power_of_two_stays_one a_subnormal_row_has_a_tangent
-        dgain_adds_up constant_rows_are_flat
+        a_penalty_on_the_gradient_has_one_at_any_scale dgain_adds_up constant_rows_are_flat
         nan_stays_in_its_row mistakes_are_named_and_nothing_is_written no_rows_change_nothing
         parameters_may_be_missing;
     f64: the_bits_are_the_same_everywhere dgain_adds_up;
@@ -141,19 +141,44 @@ fn widened(values: Option<ArrayViewD<'_, f32>>, features: usize) -> ArrayD<f64> 
 fn a_power_of_two_stays_one<T: Number, N: Norm<f32>>() {
     for shape in [[5, 1], [5, 7], [70, 64], [3, 3000]] {
         let norm = N::drawn(&shape[1..]).eps(0.0);
-        let (x, dy, ddx, affine) = (drawn(shape, 1), drawn(shape, 2), drawn(shape, 3), direction(&norm, 4));
-        let want = All::of(&norm, [&x, &dy, &ddx], &affine, 0);
-        for exponent in [-100, -70, -20, 1, 20, 70, 120] {
-            // A direction of the size of x: what is without units stays.
-            let scale = 2f32.powi(exponent);
-            let got = All::of(&norm, [&(&x * scale), &dy, &(&ddx * scale)], &affine, 0);
-            let [tangent, dx, ddy, grad] = All { dx: &got.dx * scale, ..got }.bits();
-            let place = format!("{shape:?}, 2^{exponent}");
-            assert!(tangent == bits(&want.tangent) && ddy == bits(&want.ddy), "{place}");
-            assert!(grad == grad_bits(&want.grad), "{place}: grad");
-            // Beyond, what is left of terms that cancel in dx is subnormal.
-            assert!(exponent.abs() > 70 || dx == bits(&want.dx), "{place}: dx");
+        let (x, dy, affine) = (drawn(shape, 1), drawn(shape, 2), direction(&norm, 4));
+        // A direction of the size of x: what is without units stays. Along x itself, nothing cancels in the sums.
+        for (direction, ddx) in [("some", drawn(shape, 3)), ("its own", x.clone())] {
+            let want = All::of(&norm, [&x, &dy, &ddx], &affine, 0);
+            for exponent in [-100, -70, -20, 1, 20, 70, 120] {
+                let scale = 2f32.powi(exponent);
+                let got = All::of(&norm, [&(&x * scale), &dy, &(&ddx * scale)], &affine, 0);
+                let [tangent, dx, ddy, grad] = All { dx: &got.dx * scale, ..got }.bits();
+                let place = format!("{shape:?}, 2^{exponent}, along {direction} direction");
+                assert!(tangent == bits(&want.tangent) && ddy == bits(&want.ddy), "{place}");
+                assert!(grad == grad_bits(&want.grad), "{place}: grad");
+                // Beyond, what is left of terms that cancel in dx is subnormal.
+                assert!(exponent.abs() > 70 || dx == bits(&want.dx), "{place}: dx");
+            }
         }
+    }
+}
+
+/// The gradient of ½|dx|², whose terms have up to four factors of rstd: where it is a number in f32, so is what it is made of.
+fn a_penalty_on_the_gradient_has_one_at_any_scale<T: Number, N: Norm<f32> + Both>() {
+    let shape = [3, 40];
+    let (norm, double) = (N::drawn(&shape[1..]).eps(0.0), N::Double::drawn(&shape[1..]).eps(0.0));
+    let double = double.gain(widened(norm.parameters().gain(), 40));
+    let mut still = norm.parameters();
+    still.fill_zero();
+    let mut still_double = double.parameters();
+    still_double.fill_zero();
+    for (of_x, of_dy) in [(1e-9, 20.0), (1e8, 1e-5)] {
+        let (x, dy) = (drawn::<f32, _>(shape, 1) * of_x, drawn::<f32, _>(shape, 2) * of_dy);
+        let (wide_x, wide_dy) = (wide(&x), wide(&dy));
+        let (_, saved) = double.forward(&wide_x).unwrap();
+        let ddx = double.backward(&wide_x, &saved, &wide_dy, &mut double.parameters()).unwrap();
+        let want = All::of(&double, [&wide_x, &wide_dy, &ddx], &still_double, 0).dx;
+        let got = All::of(&norm, [&x, &dy, &ddx.mapv(|x| x as f32)], &still, 0).dx;
+        let largest = want.iter().fold(0.0, |largest: f64, dx| largest.max(dx.abs()));
+        let error =
+            got.iter().zip(&want).fold(0.0, |error: f64, (got, want)| error.max((f64::from(*got) - want).abs()));
+        assert!(largest > 0.0 && error < 1e-5 * largest, "{of_x:e}, {of_dy:e}: {error:e} of {largest:e}");
     }
 }
 

@@ -8,11 +8,12 @@
 //!     second pass:
 //!         ẏ     = gain·P(X) + (G·x̂ + B)         the tangent of y, and the gradient by dy
 //!         dgain += dy·P(X)
-//!         dx    = P(u) − (c₁·P(X) + c₂·P(q)) − d·c₃
+//!         dx    = P(u) − (c₁·P(X) + c₂·P(q)) − x̂·c₃
 //! ```
 //!
 //! A row that had to be rescaled by 2^-e has d and rstd in units of the rescaled row: P brings 2^-e with it once, the terms
-//! with a c twice. Rows are taken one by one, each sum in one vector: there are seven.
+//! with a c twice. X, which all but P(u) have once, takes its 2^-e before the sums if that makes it smaller: a direction of
+//! the size of such a row has sums that are no number. Rows are taken one by one, each sum in one vector: there are seven.
 
 use std::ops::Range;
 
@@ -21,9 +22,9 @@ use fearless_simd_macros::simd;
 
 use crate::kernels::blocks::{blocks, joined, map, sums, update};
 use crate::kernels::kept::{KeptRows, Row, Scale};
-use crate::kernels::normalize::Lanes;
-use crate::kernels::normalize::Layer;
-use crate::number::{Number, Wide};
+use crate::kernels::normalize::{Lanes, Layer};
+use crate::kernels::rescale::rescale;
+use crate::number::{LARGEST_BLOCK, Number, Wide};
 use crate::simd::{Vector, splat};
 
 /// X of some rows, G and B: how x, gain and bias move.
@@ -60,6 +61,26 @@ impl<'a, T: Number> Block<'a, T> {
             along_bias: direction.bias.map_or(zeros, |bias| &bias[features.clone()]),
         }
     }
+
+    /// Calls `f` with x and this in the units in which a rescaled row is summed.
+    #[cold]
+    #[inline(never)]
+    fn with_rescaled<R>(&self, row: &Row<T>, x: &[T], f: impl FnOnce(&Row<T>, &[T], &Block<'_, T>) -> R) -> R {
+        let mut scaled = [T::zero(); LARGEST_BLOCK];
+        let along_x = if row.exponent > 0 {
+            let scaled = &mut scaled[..x.len()];
+            rescale(self.along_x, row.exponent, scaled);
+            scaled
+        } else {
+            self.along_x
+        };
+        row.with_rescaled(x, |row, x| f(row, x, &Block { along_x, ..*self }))
+    }
+}
+
+/// What P(X) is multiplied by: 2^-e, if X has none of it.
+fn scale_along<S: Simd, T: Number>(simd: S, row: &Row<T>) -> Scale<Vector<S, T>> {
+    Row { exponent: row.exponent.min(0), ..*row }.scale(simd)
 }
 
 /// ẏ of rows side by side in `x`, `direction.x` and `y_tangent`.
@@ -84,7 +105,7 @@ pub(crate) fn jvp<S: Simd, T: Number>(
         let p = Projection::new(&row, layer, sums);
         for block in blocks::<T>(features) {
             let (x, y) = (&x[at + block.start..at + block.end], &mut y_tangent[at + block.start..at + block.end]);
-            write_tangent(simd, &row, row.scale(simd), p, x, &Block::new(layer, &direction, at, &block), y);
+            write_tangent(simd, &row, scale_along(simd, &row), p, x, &Block::new(layer, &direction, at, &block), y);
         }
     }
 }
@@ -129,7 +150,7 @@ pub(crate) fn double_backward<S: Simd, T: Number>(
             write_all(
                 simd,
                 &row,
-                row.scale(simd),
+                [scale_along(simd, &row), row.scale(simd)],
                 &coefficients,
                 x,
                 dy,
@@ -144,7 +165,7 @@ pub(crate) fn double_backward<S: Simd, T: Number>(
 #[simd]
 fn sums_along<S: Simd, T: Number>(simd: S, row: &Row<T>, x: &[T], block: &Block<'_, T>) -> [T::Wide; 2] {
     if row.exponent != 0 {
-        return row.with_rescaled(x, |row, x| sums_along(simd, row, x, block));
+        return block.with_rescaled(row, x, |row, x, block| sums_along(simd, row, x, block));
     }
     let Lanes { mean, .. } = Lanes::of_row(simd, row);
     sums::<S, T, 2, 2>(
@@ -160,7 +181,7 @@ fn sums_along<S: Simd, T: Number>(simd: S, row: &Row<T>, x: &[T], block: &Block<
 #[simd]
 fn sums_of_all<S: Simd, T: Number>(simd: S, row: &Row<T>, x: &[T], dy: &[T], block: &Block<'_, T>) -> [T::Wide; 7] {
     if row.exponent != 0 {
-        return row.with_rescaled(x, |row, x| sums_of_all(simd, row, x, dy, block));
+        return block.with_rescaled(row, x, |row, x, block| sums_of_all(simd, row, x, dy, block));
     }
     let (Lanes { mean, .. }, zero) = (Lanes::of_row(simd, row), splat(simd, T::zero()));
     sums::<S, T, 5, 7>(
@@ -229,7 +250,7 @@ impl<T: Number> Coefficients<T> {
             x: Projection::new(row, layer, [x, xd]),
             q: Projection::new(row, layer, [q, qd]),
             u: Projection::new(row, layer, [u, ud]),
-            c: [rstd * gamma, rstd * alpha, rstd * rstd * (rstd * c)].map(T::from_f64),
+            c: [rstd * gamma, rstd * alpha, rstd * (rstd * c)].map(T::from_f64),
         }
     }
 }
@@ -269,7 +290,7 @@ impl<V: Copy> Tangent<V> {
     }
 }
 
-/// ẏ of a block; `scale` is 2^-e.
+/// ẏ of a block; `scale` is [`scale_along`].
 #[simd]
 fn write_tangent<S: Simd, T: Number>(
     simd: S,
@@ -281,7 +302,7 @@ fn write_tangent<S: Simd, T: Number>(
     y_tangent: &mut [T],
 ) {
     if row.exponent != 0 {
-        return row.with_rescaled(x, |row, x| write_tangent(simd, row, scale, p, x, block, y_tangent));
+        return block.with_rescaled(row, x, |row, x, block| write_tangent(simd, row, scale, p, x, block, y_tangent));
     }
     let tangent = Tangent::new(simd, row, scale, p);
     map(
@@ -293,13 +314,13 @@ fn write_tangent<S: Simd, T: Number>(
     );
 }
 
-/// The outputs of a block.
+/// The outputs of a block; the second scale is 2^-e, the first [`scale_along`].
 #[simd]
 #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
 fn write_all<S: Simd, T: Number>(
     simd: S,
     row: &Row<T>,
-    scale: Scale<Vector<S, T>>,
+    [scale_along, scale]: [Scale<Vector<S, T>>; 2],
     coefficients: &Coefficients<T>,
     x: &[T],
     dy: &[T],
@@ -307,10 +328,12 @@ fn write_all<S: Simd, T: Number>(
     outputs: Outputs<'_, T>,
 ) {
     if row.exponent != 0 {
-        return row.with_rescaled(x, |row, x| write_all(simd, row, scale, coefficients, x, dy, block, outputs));
+        return block.with_rescaled(row, x, |row, x, block| {
+            write_all(simd, row, [scale_along, scale], coefficients, x, dy, block, outputs);
+        });
     }
     let &Coefficients { x: along, q, u, c } = coefficients;
-    let tangent = Tangent::new(simd, row, scale, along);
+    let tangent = Tangent::new(simd, row, scale_along, along);
     let (rstd, q, u, c) = (
         tangent.row.rstd,
         q.splat(simd),
@@ -336,8 +359,8 @@ fn write_all<S: Simd, T: Number>(
         |[x, along_x, gain, along_gain, dy]| {
             let (d, p) = tangent.project(x, along_x);
             let (p_q, p_u) = (q.of(gain * dy * rstd, d), u.of(along_gain * dy * rstd, d));
-            let twice = (c[0] * p + c[1] * p_q) + d * c[2];
-            scale.times(p_u - scale.times(twice))
+            let twice = (c[0] * p + c[1] * p_q) + d * rstd * c[2];
+            scale.times(p_u - scale_along.times(twice))
         },
     );
     update(
@@ -345,6 +368,6 @@ fn write_all<S: Simd, T: Number>(
         dgain,
         [x, block.along_x, dy],
         #[inline(always)]
-        |dgain, [x, along_x, dy]| dgain + dy * scale.times(tangent.project(x, along_x).1),
+        |dgain, [x, along_x, dy]| dgain + dy * scale_along.times(tangent.project(x, along_x).1),
     );
 }
