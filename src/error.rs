@@ -99,7 +99,7 @@ pub enum Error {
         /// The shape that came; nothing if none did.
         got: Option<Vec<usize>>,
     },
-    /// `eps` is negative, infinite or NaN.
+    /// `eps` is negative, subnormal, infinite or NaN.
     Eps {
         /// The value that came.
         got: f64,
@@ -206,7 +206,7 @@ impl fmt::Display for Error {
                 write!(f, "`{argument}` must have no {parameter}, as the layer has none, but has one")
             }
             Self::Eps { got } => {
-                write!(f, "`eps` must be finite and at least 0, but is {got}")
+                write!(f, "`eps` must be finite, at least 0 and not subnormal, but is {got:e}")
             }
             Self::SmallGain { feature, least, got, zero_centred } => {
                 let gain = if *zero_centred { "1 + `gain`" } else { "`gain`" };

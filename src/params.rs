@@ -133,6 +133,19 @@ pub(crate) fn check_parameter(
     Err(Error::Parameter { argument, parameter, expected, got })
 }
 
+/// Whether an array has the shape it must have.
+pub(crate) fn check_shape(argument: &'static str, expected: &[usize], got: &[usize]) -> Result<()> {
+    if same_shape(expected, got) {
+        return Ok(());
+    }
+    Err(Error::Shape { argument, expected: expected.to_vec(), got: got.to_vec() })
+}
+
+/// Whether a layer can take this ε. The square of 1/√ε is no number for a subnormal `f64`.
+pub(crate) fn check_eps<T: Element>(eps: T) -> Result<()> {
+    if eps == T::zero() || eps.is_normal() && eps > T::zero() { Ok(()) } else { Err(Error::Eps { got: eps.into() }) }
+}
+
 /// Whether two shapes are the same. Not `==`, which calls `memcmp`: where there is one short row, that is felt.
 pub(crate) fn same_shape(a: &[usize], b: &[usize]) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a == b)

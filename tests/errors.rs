@@ -171,18 +171,19 @@ fn a_parameter_of_another_shape_is_named() {
 #[test]
 fn eps_that_no_root_can_have_is_refused() {
     for (eps, text) in [
-        (-1e-5, "`eps` must be finite and at least 0, but is -0.00001"),
-        (f64::NAN, "`eps` must be finite and at least 0, but is NaN"),
-        (f64::INFINITY, "`eps` must be finite and at least 0, but is inf"),
-        (f64::NEG_INFINITY, "`eps` must be finite and at least 0, but is -inf"),
+        (-1e-5, "`eps` must be finite, at least 0 and not subnormal, but is -1e-5"),
+        (f64::NAN, "`eps` must be finite, at least 0 and not subnormal, but is NaN"),
+        (f64::INFINITY, "`eps` must be finite, at least 0 and not subnormal, but is inf"),
+        (1e-310, "`eps` must be finite, at least 0 and not subnormal, but is 1e-310"),
+        (f64::NEG_INFINITY, "`eps` must be finite, at least 0 and not subnormal, but is -inf"),
     ] {
         assert_eq!(LayerNorm::<f64>::new(3).with_eps(eps).unwrap_err().to_string(), text);
     }
-    for eps in [-1.0, f32::NAN, f32::INFINITY] {
+    for eps in [-1.0, 1e-40, f32::NAN, f32::INFINITY] {
         assert!(matches!(LayerNorm::<f32>::new(3).with_eps(eps), Err(Error::Eps { .. })), "{eps}");
     }
     for eps in [0.0, f64::MIN_POSITIVE, f64::MAX] {
-        assert_eq!(LayerNorm::<f64>::new(3).with_eps(eps).expect("finite and at least 0").eps(), eps);
+        assert_eq!(LayerNorm::<f64>::new(3).with_eps(eps).expect("one that is allowed").eps(), eps);
     }
 }
 

@@ -5,7 +5,7 @@
 mod number;
 
 use allocation_counter::measure;
-use layernorm::ndarray::{Array, Array1, Array2, Array3, arr0, s};
+use layernorm::ndarray::{Array, Array1, Array2, Array3, arr0, array, s};
 use layernorm::{Affine, Error, Parameters, WeightNorm, WeightSaved, grad_check, instruction_sets};
 use number::{Number, bits, drawn};
 use textbook::{Double, rms_forward};
@@ -108,13 +108,15 @@ fn gradients_are_slopes() {
 
 /// Alone, in another matrix, strided, on each instruction set, on threads.
 fn same_bits<T: Number>() {
-    for (rows, columns) in [(9, 3), (33, 64), (70, 100), (9, 2049), (3, 50_000), (3000, 130)] {
+    for (rows, columns) in [(9, 3), (33, 64), (70, 100), (9, 2049), (8, 20_000), (3000, 130)] {
         let norm = layer::<T>(rows);
         let mut v = drawn::<T, _>([rows, columns], 1);
         // Squares that overflow, that underflow, and none.
         v.row_mut(1).mapv_inplace(|v| v * T::of(1e30) * T::of(1e5));
         v.row_mut(2).mapv_inplace(|v| v * T::of(1e-30));
         v.row_mut(0).fill(T::of(0.0));
+        // Beside rows that are taken again, and beside none.
+        (v[[3, 0]], v[[7, 1]]) = (T::of(-0.0), T::of(-0.0));
         let dw = drawn::<T, _>([rows, columns], 2);
         let want = all(&norm, &v, &dw);
         assert!(want.iter().flatten().all(|value| value.is_finite()), "{rows}×{columns}");
@@ -133,7 +135,7 @@ fn same_bits<T: Number>() {
         }
         let turned = |array: &Array2<T>| array.t().as_standard_layout().into_owned().reversed_axes();
         same(all(&norm, &turned(&v), &turned(&dw)), "turned");
-        for row in 0..rows.min(5) {
+        for row in 0..rows.min(8) {
             let alone = WeightNorm::new(1).with_gain(norm.gain().iter().copied().skip(row).take(1).collect()).unwrap();
             let part = |array: &Array2<T>| array.slice(s![row..row + 1, ..]).to_owned();
             let got = all(&alone, &part(&v), &part(&dw));
@@ -190,6 +192,28 @@ fn weights_come_back_from_their_lengths() {
     }
     let dv = norm.backward(&weights, &saved, &Array::ones((4, 60)), &mut norm.zero_grad()).unwrap();
     assert!(dv.row(2).iter().all(|&dv| dv == 0.0), "a row of zeros stays where it is");
+}
+
+/// √100 over their length is no `f32`, or a subnormal one.
+#[test]
+fn rows_of_a_length_at_either_end_have_it_as_gain() {
+    let mut weights = Array2::<f32>::zeros((3, 100));
+    (weights[[0, 7]], weights[[1, 7]], weights[[2, 7]]) = (1.2e-38, -1e-42, 3e38);
+    for weights in [weights.clone(), weights.t().as_standard_layout().into_owned().reversed_axes()] {
+        let norm = WeightNorm::of(&weights);
+        assert_eq!(norm.gain().iter().copied().collect::<Vec<_>>(), [1.2e-38, 1e-42, 3e38]);
+        for (got, want) in norm.infer(&weights).unwrap().iter().zip(&weights) {
+            assert!((got - want).abs() <= 4.0 * f32::EPSILON * want.abs(), "{got:e} {want:e}");
+        }
+    }
+    assert_eq!(WeightNorm::of(&arr0(1e-310_f64)).gain()[0], 1e-310);
+}
+
+#[test]
+fn a_gain_is_taken_in_its_logical_order() {
+    let turned = array![3.0_f32, 2.0, 1.0].slice_move(s![..;-1]);
+    let norm = WeightNorm::new(3).with_gain(turned).unwrap();
+    assert_eq!(norm.infer(&Array2::ones((3, 1))).unwrap(), array![[1.0], [2.0], [3.0]]);
 }
 
 #[test]
@@ -250,7 +274,12 @@ fn mistakes_are_named_and_nothing_is_written() {
     let (v, mut w) = (Array2::ones((2, 4)), Array2::from_elem((2, 4), 7.0));
     let text = |result: layernorm::Result<()>| result.unwrap_err().to_string();
     let forward = |v: &Array2<f32>| norm.forward(v).map(drop);
-    assert_eq!(text(forward(&Array2::ones((3, 2)))), "`v` must have shape [2, ..], but has [3, 2]");
+    let (tall, shapes) = (Array2::ones((3, 2)), "`v` must have shape [2, ..], but has [3, 2]");
+    let (mut out, of_tall) = (Array2::from_elem((3, 2), 7.0), WeightNorm::new(3).forward(&tall).unwrap().1);
+    assert_eq!(text(forward(&tall)), shapes);
+    assert_eq!(text(norm.infer_into(&tall, &mut out)), shapes);
+    assert_eq!(text(norm.backward_into(&tall, &of_tall, &tall, &mut out, &mut norm.zero_grad())), shapes);
+    assert_eq!(out, Array2::from_elem((3, 2), 7.0));
     let message = text(norm.backward_into(&v, &WeightSaved::default(), &v, &mut w, &mut norm.zero_grad()));
     assert_eq!(message, "`saved` must come from a forward call on a `v` of shape [2, 4], but no call has filled it");
     let (_, saved) = norm.forward(&v).unwrap();
@@ -295,7 +324,12 @@ fn no_rows_and_no_columns_are_fine() {
 
 #[test]
 fn the_gain_is_its_only_parameter() {
-    let mut names = Vec::new();
-    WeightNorm::<f32>::new(3).visit(|name, value| names.push((name.to_owned(), value.shape().to_vec())));
+    let (mut norm, mut names) = (WeightNorm::<f32>::new(3), Vec::new());
+    norm.visit(|name, value| names.push((name.to_owned(), value.shape().to_vec())));
     assert_eq!(names, [("gain".to_owned(), vec![3])]);
+    norm.visit_mut(|_, mut gain| gain.fill(2.0));
+    let mut grad = norm.zero_grad();
+    grad.gain_mut().unwrap()[1] = 3.0;
+    norm.zip(&grad, |_, mut gain, dgain| gain -= &dgain).unwrap();
+    assert_eq!(norm.gain().iter().copied().collect::<Vec<_>>(), [2.0, -1.0, 2.0]);
 }

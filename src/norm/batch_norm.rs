@@ -8,9 +8,9 @@ use crate::error::{Error, Result};
 use crate::kernels::batch::SavedColumns;
 use crate::kernels::moments::Spread;
 use crate::kernels::normalize::Layer;
-use crate::norm::row_norm::{RowNorm, check_shape, gradient, slice};
+use crate::norm::row_norm::{RowNorm, gradient, slice};
 use crate::norm::running::{BatchSaved, Running};
-use crate::params::{Affine, Parameters};
+use crate::params::{Affine, Parameters, check_shape};
 
 /// Batch normalization: each feature over the rows of a batch.
 ///
@@ -76,7 +76,7 @@ impl<T: Element> BatchNorm<T> {
     ///
     /// # Errors
     ///
-    /// [`Error::Eps`] if it is negative, infinite or NaN. 0 is allowed: a constant feature then still gives the bias, and
+    /// [`Error::Eps`] if it is negative, subnormal, infinite or NaN. 0 is allowed: a constant feature then still gives the bias, and
     /// dx = 0.
     pub fn with_eps(mut self, eps: T) -> Result<Self> {
         self.inner.set_eps(eps)?;
@@ -89,7 +89,7 @@ impl<T: Element> BatchNorm<T> {
     ///
     /// [`Error::Shape`] unless it has the normalized shape.
     pub fn with_gain<D: Dimension>(mut self, gain: Array<T, D>) -> Result<Self> {
-        self.inner.affine.gain = Some(self.inner.parameter("gain", gain)?);
+        self.inner.set_gain(gain)?;
         Ok(self)
     }
 
@@ -99,13 +99,13 @@ impl<T: Element> BatchNorm<T> {
     ///
     /// [`Error::Shape`] unless it has the normalized shape.
     pub fn with_bias<D: Dimension>(mut self, bias: Array<T, D>) -> Result<Self> {
-        self.inner.affine.bias = Some(self.inner.parameter("bias", bias)?);
+        self.inner.set_bias(bias)?;
         Ok(self)
     }
 
     /// Without gain: as with a gain of 1 that is not learned.
     pub fn without_gain(mut self) -> Self {
-        self.inner.affine.gain = None;
+        self.inner.remove_gain();
         self
     }
 
@@ -307,7 +307,8 @@ impl<T: Element> BatchNorm<T> {
     /// # Errors
     ///
     /// As [`forward`](Self::forward); [`Error::Shape`] unless `dy` has the shape of `x`, [`Error::Saved`] or
-    /// [`Error::Shape`] unless `saved` has, [`Error::SavedVariance`] unless it has the variance that this layer takes,
+    /// [`Error::SavedRows`] unless `saved` comes from a call on x of this shape, by a layer over as many features,
+    /// [`Error::SavedVariance`] unless that layer took the variance that this one takes,
     /// [`Error::Parameter`] unless `grad` has the parameters of this layer.
     ///
     /// # Cost
@@ -351,7 +352,9 @@ impl<T: Element> BatchNorm<T> {
         if saved.shape.as_deref() != Some(x.shape()) {
             return Err(Error::Saved { argument: "x", expected: x.shape().to_vec(), got: saved.shape.clone() });
         }
-        check_shape("saved", &self.inner.shape, &saved.normalized)?;
+        if saved.rows() != call.rows {
+            return Err(Error::SavedRows { argument: "x", expected: call.rows, got: saved.rows() });
+        }
         check_shape("dy", x.shape(), dy.shape())?;
         check_shape("dx", x.shape(), dx.shape())?;
         self.inner.affine.check_same(grad, "grad")?;

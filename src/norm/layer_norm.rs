@@ -76,7 +76,7 @@ impl<T: Element> LayerNorm<T> {
     ///
     /// # Errors
     ///
-    /// [`Error::Eps`] if it is negative, infinite or NaN. 0 is allowed: a constant row then still gives the bias, and
+    /// [`Error::Eps`] if it is negative, subnormal, infinite or NaN. 0 is allowed: a constant row then still gives the bias, and
     /// dx = 0.
     pub fn with_eps(mut self, eps: T) -> Result<Self> {
         self.rows.set_eps(eps)?;
@@ -99,7 +99,7 @@ impl<T: Element> LayerNorm<T> {
     ///
     /// [`Error::Shape`] unless it has the normalized shape.
     pub fn with_bias<D: Dimension>(mut self, bias: Array<T, D>) -> Result<Self> {
-        self.rows.affine.bias = Some(self.rows.parameter("bias", bias)?);
+        self.rows.set_bias(bias)?;
         Ok(self)
     }
 

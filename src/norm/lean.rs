@@ -18,8 +18,8 @@ use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::norm::layer_norm::LayerNorm;
 use crate::norm::rms_norm::{RmsNorm, RmsSaved};
-use crate::norm::row_norm::{RowNorm, Saved, check_shape, gradient, slice};
-use crate::params::Affine;
+use crate::norm::row_norm::{RowNorm, Saved, gradient, slice};
+use crate::params::{Affine, check_shape};
 use crate::rows::{self, Source};
 
 /// The smallest gain that y is divided by, as a part of the larger of 1 and |bias|: three digits of x̂ are lost there.

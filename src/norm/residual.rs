@@ -16,8 +16,8 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::norm::layer_norm::LayerNorm;
 use crate::norm::rms_norm::{RmsNorm, RmsSaved};
-use crate::norm::row_norm::{RowNorm, Saved, check_shape, gradient};
-use crate::params::Affine;
+use crate::norm::row_norm::{RowNorm, Saved, gradient};
+use crate::params::{Affine, check_shape};
 use crate::rows::{self, Residual, ResidualGradient};
 
 /// A mask, and where dx goes: without a mask it is dresidual.

@@ -10,7 +10,7 @@ use crate::kernels::kept::KeptRows;
 use crate::kernels::moments::Spread;
 use crate::kernels::normalize::{Layer, SavedRows};
 use crate::parallel;
-use crate::params::{Affine, same_shape};
+use crate::params::{Affine, check_eps, check_shape, same_shape};
 use crate::rows::{self, Call};
 use crate::simd;
 
@@ -37,9 +37,7 @@ impl<T: Element> RowNorm<T> {
     }
 
     pub(crate) fn set_eps(&mut self, eps: T) -> Result<()> {
-        if !(eps.is_finite() && eps >= T::zero()) {
-            return Err(Error::Eps { got: eps.into() });
-        }
+        check_eps(eps)?;
         self.spread = self.spread.with_eps(eps);
         Ok(())
     }
@@ -75,6 +73,11 @@ impl<T: Element> RowNorm<T> {
     /// With this gain, or γ.
     pub(crate) fn set_gain<D: Dimension>(&mut self, gain: Array<T, D>) -> Result<()> {
         self.affine.gain = Some(self.parameter("gain", gain)?);
+        Ok(())
+    }
+
+    pub(crate) fn set_bias<D: Dimension>(&mut self, bias: Array<T, D>) -> Result<()> {
+        self.affine.bias = Some(self.parameter("bias", bias)?);
         Ok(())
     }
 
@@ -184,13 +187,6 @@ fn slice_mut<T: Element>(parameter: &mut Option<ArrayD<T>>) -> Option<&mut [T]> 
 /// What kernels add to.
 pub(crate) fn gradient<T: Element>(grad: &mut Affine<T>) -> Gradient<'_, T> {
     Gradient { gain: slice_mut(&mut grad.gain), bias: slice_mut(&mut grad.bias) }
-}
-
-pub(crate) fn check_shape(argument: &'static str, expected: &[usize], got: &[usize]) -> Result<()> {
-    if same_shape(expected, got) {
-        return Ok(());
-    }
-    Err(Error::Shape { argument, expected: expected.to_vec(), got: got.to_vec() })
 }
 
 /// What forward keeps of `x` for backward: a few numbers a row.

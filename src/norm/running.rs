@@ -5,7 +5,7 @@ use ndarray::{ArrayD, ArrayViewD, ArrayViewMutD, IxDyn};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::kernels::batch::KeptColumns;
-use crate::norm::row_norm::check_shape;
+use crate::params::check_shape;
 
 /// What [`BatchNorm::forward`](crate::BatchNorm::forward) keeps of `x` for backward: a few numbers a feature.
 ///
@@ -90,7 +90,7 @@ impl<T: Element> BatchSaved<T> {
     }
 
     /// Rows of the call that filled it.
-    fn count(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         self.shape.as_deref().map_or(0, |shape| shape[..shape.len() - self.normalized.len()].iter().product())
     }
 }
@@ -166,7 +166,7 @@ impl<T: Element> Running<T> {
             return Err(Error::Momentum { got: weight });
         }
         check_shape("saved", self.mean.shape(), &saved.normalized)?;
-        let rows = saved.count();
+        let rows = saved.rows();
         if unbiased && rows == 1 {
             return Err(Error::OneRow);
         }

@@ -9,8 +9,8 @@ use crate::error::Result;
 use crate::kernels::columns::Gradient;
 use crate::norm::layer_norm::LayerNorm;
 use crate::norm::rms_norm::{RmsNorm, RmsSaved};
-use crate::norm::row_norm::{RowNorm, Saved, check_shape, gradient, slice};
-use crate::params::Affine;
+use crate::norm::row_norm::{RowNorm, Saved, gradient, slice};
+use crate::params::{Affine, check_shape};
 use crate::rows::{self, AffineDirection, DoubleBackward};
 
 impl<T: Element> RowNorm<T> {

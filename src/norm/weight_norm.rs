@@ -1,14 +1,16 @@
 //! Rows of a weight matrix of a length that is learned.
 
+use std::num::FpCategory;
+
 use fearless_simd::Level;
-use ndarray::{Array, Array1, ArrayRef, ArrayViewD, ArrayViewMutD, Dimension};
+use ndarray::{Array, Array1, ArrayRef, ArrayViewD, ArrayViewMutD, Axis, Dimension};
 
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::kernels::moments::Spread;
 use crate::kernels::normalize::Layer;
-use crate::norm::row_norm::{Saved, check_shape, gradient, slice};
-use crate::params::{Affine, Parameters};
+use crate::norm::row_norm::{Saved, gradient, slice};
+use crate::params::{Affine, Parameters, check_shape};
 use crate::rows::{self, Call};
 use crate::simd;
 
@@ -71,7 +73,7 @@ impl<T: Element> WeightNorm<T> {
     }
 
     /// With the lengths of the rows of `weights` as gain: [`forward`](Self::forward) on these weights gives them back, up to
-    /// rounding. What a layer that has weights already starts with.
+    /// rounding. What a layer that has weights already starts with. A length beyond the largest `T` is infinite.
     ///
     /// # Shapes
     ///
@@ -82,8 +84,17 @@ impl<T: Element> WeightNorm<T> {
         let (mut w, mut saved) = (Array::zeros(weights.raw_dim()), Saved::default());
         norm.forward_saving(weights, &mut w, Some(&mut saved));
         let root = (weights.len() as f64 / outputs.max(1) as f64).sqrt();
-        for (gain, &rstd) in norm.gain_mut().iter_mut().zip(saved.rstd()) {
-            *gain = if rstd == T::zero() { rstd } else { T::from_f64(root / rstd.into()) };
+        for (i, (gain, &rstd)) in norm.gain_mut().iter_mut().zip(saved.rstd()).enumerate() {
+            *gain = match rstd.classify() {
+                FpCategory::Zero => rstd,
+                FpCategory::Normal | FpCategory::Nan => T::from_f64(root / rstd.into()),
+                // The length is a number, its inverse is none, or a poor one.
+                FpCategory::Infinite | FpCategory::Subnormal => {
+                    let weights = weights.view().into_dyn();
+                    let row = if weights.ndim() == 0 { weights } else { weights.index_axis_move(Axis(0), i) };
+                    T::from_f64(length(row.iter().map(|&x| x.into())))
+                }
+            };
         }
         norm
     }
@@ -140,6 +151,21 @@ impl<T: Element> WeightNorm<T> {
         Ok((w, saved))
     }
 
+    /// w alone, with the bits of [`forward`](Self::forward).
+    ///
+    /// # Shapes
+    ///
+    /// - `v` and the returned `w`: `[outputs, ..]`; w is in standard layout
+    ///
+    /// # Errors
+    ///
+    /// As [`forward`](Self::forward).
+    pub fn infer<D: Dimension>(&self, v: &ArrayRef<T, D>) -> Result<Array<T, D>> {
+        let mut w = Array::zeros(v.raw_dim());
+        self.infer_into(v, &mut w)?;
+        Ok(w)
+    }
+
     /// [`forward`](Self::forward) into memory of the caller.
     ///
     /// # Shapes
@@ -166,7 +192,7 @@ impl<T: Element> WeightNorm<T> {
         Ok(())
     }
 
-    /// w alone, with the bits of [`forward`](Self::forward), into memory of the caller.
+    /// [`infer`](Self::infer) into memory of the caller.
     ///
     /// # Shapes
     ///
@@ -273,6 +299,12 @@ impl<T: Element> WeightNorm<T> {
         let layer = Layer { features, gain: None, bias: None, spread: Spread::about_zero(T::zero()) };
         Call { level: self.level, layer, rows: outputs(v.shape()), trailing: v.ndim().saturating_sub(1) }
     }
+}
+
+/// √Σx² of finite numbers that are not all 0, at any scale.
+fn length(row: impl Iterator<Item = f64> + Clone) -> f64 {
+    let largest = row.clone().fold(0.0, |largest: f64, x| largest.max(x.abs()));
+    largest * row.map(|x| x / largest).map(|x| x * x).sum::<f64>().sqrt()
 }
 
 /// Rows of weights of a shape.

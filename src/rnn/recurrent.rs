@@ -4,7 +4,7 @@ use ndarray::{Array3, ArrayRef2, ArrayRef3, Axis};
 
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::params::Parameters;
+use crate::params::{Parameters, check_eps, check_shape};
 use crate::rnn::cell::Cell;
 use crate::rnn::saved::Saved;
 use crate::rnn::sequence::{self, Sequence};
@@ -66,11 +66,9 @@ pub trait Recurrent<T: Element>: Cell<T> + Parameters<T, Gradient = Weights<T>> 
     ///
     /// # Errors
     ///
-    /// [`Error::Eps`] if it is negative, infinite or NaN.
+    /// [`Error::Eps`] if it is negative, subnormal, infinite or NaN.
     fn with_eps(mut self, eps: T) -> Result<Self> {
-        if !(eps.is_finite() && eps >= T::zero()) {
-            return Err(Error::Eps { got: eps.into() });
-        }
+        check_eps(eps)?;
         self.base_mut().eps = eps;
         Ok(self)
     }
@@ -438,11 +436,4 @@ fn copy_or_zeros<T: Element, C: Recurrent<T>>(
     };
     state.check(argument, [batch, cell.hidden()], cell.size().has_c())?;
     Ok(state.clone())
-}
-
-fn check_shape(argument: &'static str, expected: &[usize], got: &[usize]) -> Result<()> {
-    if expected == got {
-        return Ok(());
-    }
-    Err(Error::Shape { argument, expected: expected.to_vec(), got: got.to_vec() })
 }

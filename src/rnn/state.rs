@@ -4,6 +4,7 @@ use ndarray::{Array2, ArrayView2};
 
 use crate::element::Element;
 use crate::error::{Error, Result};
+use crate::params::check_shape;
 
 /// What a recurrent cell carries from one step to the next, or the loss's gradient by it.
 ///
@@ -33,9 +34,7 @@ impl<T: Element> State<T> {
             return Err(Error::StateCell { argument, expected: has_c });
         }
         for array in std::iter::once(&self.h).chain(&self.c) {
-            if array.shape() != shape {
-                return Err(Error::Shape { argument, expected: shape.to_vec(), got: array.shape().to_vec() });
-            }
+            check_shape(argument, &shape, array.shape())?;
         }
         Ok(())
     }

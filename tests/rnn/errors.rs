@@ -190,6 +190,6 @@ fn a_cell_without_hidden_units_is_refused() {
 fn eps_that_is_no_addend_is_refused() {
     for (eps, shown) in [(-1.0, "-1"), (f64::NAN, "NaN"), (f64::INFINITY, "inf")] {
         let error = lstm::<f64>(3, 5).with_eps(eps).unwrap_err();
-        assert_eq!(error.to_string(), format!("`eps` must be finite and at least 0, but is {shown}"));
+        assert_eq!(error.to_string(), format!("`eps` must be finite, at least 0 and not subnormal, but is {shown}"));
     }
 }
