@@ -206,7 +206,7 @@ impl fmt::Display for Error {
                 write!(f, "`{argument}` must have no {parameter}, as the layer has none, but has one")
             }
             Self::Eps { got } => {
-                write!(f, "`eps` must be finite, at least 0 and not subnormal, but is {got:e}")
+                write!(f, "`eps` must be finite, at least 0 and not subnormal, but is {got:?}")
             }
             Self::SmallGain { feature, least, got, zero_centred } => {
                 let gain = if *zero_centred { "1 + `gain`" } else { "`gain`" };

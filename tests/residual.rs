@@ -9,8 +9,8 @@ use layernorm::grad_check;
 use layernorm::ndarray::{Array, Array2, Array3, ArrayD, Dimension, Ix3};
 
 tests_of_both! {
-    f32: a_block_has_the_bits_of_its_parts what_comes_from_memory_as_well three_axes_as_well
-        broadcast_arrays_as_well nan_stays_in_its_row mistakes_are_named_and_nothing_is_written no_rows_change_nothing;
+    f32: a_block_has_the_bits_of_its_parts what_comes_from_memory_as_well few_long_rows_as_well
+        three_axes_as_well broadcast_arrays_as_well nan_stays_in_its_row mistakes_are_named_and_nothing_is_written no_rows_change_nothing;
     f64: a_block_has_the_bits_of_its_parts three_axes_as_well gradients_are_slopes;
 }
 
@@ -113,6 +113,18 @@ fn a_block_has_the_bits_of_its_parts<T: Number, N: Norm<T>>() {
             }
             let turned = inputs.turned(1);
             assert!(everywhere(&norm, shape, |norm| turned.block(norm, 1)) == want, "{}, everywhere", place(1));
+        }
+    }
+}
+
+/// Rows whose columns threads share out, forward too.
+fn few_long_rows_as_well<T: Number, N: Norm<T>>() {
+    for shape in [[1, 300_000], [2, 200_000]] {
+        let norm = N::drawn(&shape[1..]);
+        for (masked, prenorm) in KINDS {
+            let inputs = Inputs::drawn(drawn(shape, 1), masked, prenorm);
+            let got = everywhere(&norm, shape, |norm| inputs.block(norm, 0));
+            assert!(got == inputs.parts(&norm), "{shape:?}, masked {masked}, prenorm {prenorm}");
         }
     }
 }

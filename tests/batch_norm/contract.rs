@@ -276,8 +276,11 @@ fn running_statistics_are_what_the_equation_says() {
     running.update(&saved, 1.0).unwrap();
     assert_eq!((running.mean(), running.variance()), (saved.mean(), saved.variance()));
 
-    let (y, saved) = norm.forward(&Array2::zeros((0, 2))).unwrap();
-    assert_eq!(y.dim(), (0, 2));
+    // Into what a call with rows has filled.
+    let (mut y, mut saved) = (Array2::zeros((0, 2)), saved);
+    norm.forward_into(&y.clone(), &mut y, &mut saved).unwrap();
+    let zeros = array![0.0, 0.0].into_dyn();
+    assert_eq!([saved.mean(), saved.variance(), saved.rstd()], [zeros.view(), zeros.view(), zeros.view()]);
     let before = running.clone();
     running.update(&saved, 0.5).unwrap();
     assert_eq!(running, before);
@@ -343,8 +346,12 @@ fn mistakes_are_named_and_nothing_is_written() {
         "`saved` must come from a forward call on an `x` of shape [2, 4], but no call has filled it"
     );
     let (_, other) = BatchNorm::new([2, 4]).forward(&x).unwrap();
+    assert_eq!(
+        text(norm.backward(&x, &other, &x, &mut grad).map(drop)),
+        "`saved` must come from a forward call on `x` as 2 rows, but comes from one of a layer of another normalized shape, \
+         on 1"
+    );
     let text_of_other = "`saved` must have shape [4], but has [2, 4]";
-    assert_eq!(text(norm.backward(&x, &other, &x, &mut grad).map(drop)), text_of_other);
     assert_eq!(text(norm.running().update(&other, 0.5)), text_of_other);
     assert_eq!(text(norm.running().update_unbiased(&other, 0.5)), text_of_other);
 
@@ -402,9 +409,14 @@ fn mistakes_are_named_and_nothing_is_written() {
 
 #[test]
 fn gain_and_bias_are_its_parameters() {
-    let mut names = Vec::new();
-    BatchNorm::<f32>::new([2, 3]).visit(|name, value| names.push((name.to_owned(), value.shape().to_vec())));
+    let (mut norm, mut names) = (BatchNorm::<f32>::new([2, 3]), Vec::new());
+    norm.visit(|name, value| names.push((name.to_owned(), value.shape().to_vec())));
     assert_eq!(names, [("gain".to_owned(), vec![2, 3]), ("bias".to_owned(), vec![2, 3])]);
+    norm.visit_mut(|_, mut array| array.fill(2.0));
+    let mut grad = norm.zero_grad();
+    grad.bias_mut().unwrap().fill(3.0);
+    norm.zip(&grad, |_, mut array, gradient| array -= &gradient).unwrap();
+    assert_eq!((norm.gain().unwrap()[[1, 2]], norm.bias().unwrap()[[1, 2]]), (2.0, -1.0));
 }
 
 #[test]

@@ -110,12 +110,25 @@ fn a_state_of_another_shape_is_named() {
 
 #[test]
 fn a_state_with_or_without_c_is_named() {
-    let (cell, x, _, mut outputs) = setup();
+    let (cell, x, dy, mut outputs) = setup();
     let gru = Gru::<f64>::new(3, 5, GruPlacement::Products, Start::Uniform, &mut rng());
     let (with, without) = (cell.zero_state(BATCH), gru.zero_state(BATCH));
     let text = "`initial` must have a c, as an LSTM's state has, but has none";
     refuses(text, &mut outputs, |_| cell.forward(&x, Some(&without), None));
     refuses(text, &mut outputs, |_| cell.infer(&x, Some(&without), None));
+    let row = Array2::zeros((BATCH, 3));
+    let text = "`state` must have a c, as an LSTM's state has, but has none";
+    outputs.state = without.clone();
+    refuses(text, &mut outputs, |_| cell.step(&row, &without));
+    refuses(text, &mut outputs, |out| cell.step_into(&row, &mut out.state));
+    refuses(text, &mut outputs, |out| cell.forward_into(&x, None, &mut out.state, &mut out.y, &mut out.saved));
+    refuses(text, &mut outputs, |out| cell.infer_into(&x, None, &mut out.state, &mut out.y));
+    let text = "`d_final` must have a c, as an LSTM's state has, but has none";
+    refuses(text, &mut outputs, |out| cell.backward(&x, &out.saved, &dy, Some(&without), &mut out.grad));
+    let text = "`d_state` must have a c, as an LSTM's state has, but has none";
+    refuses(text, &mut outputs, |out| {
+        cell.backward_into(&x, &out.saved, &dy, &mut out.state, &mut out.dx, &mut out.grad)
+    });
     let text = "`initial` must have no c, which only an LSTM's state has, but has one";
     refuses(text, &mut outputs, |_| gru.forward(&x, Some(&with), None));
 }
@@ -188,7 +201,7 @@ fn a_cell_without_hidden_units_is_refused() {
 
 #[test]
 fn eps_that_is_no_addend_is_refused() {
-    for (eps, shown) in [(-1.0, "-1"), (f64::NAN, "NaN"), (f64::INFINITY, "inf")] {
+    for (eps, shown) in [(-1.0, "-1.0"), (f64::NAN, "NaN"), (f64::INFINITY, "inf")] {
         let error = lstm::<f64>(3, 5).with_eps(eps).unwrap_err();
         assert_eq!(error.to_string(), format!("`eps` must be finite, at least 0 and not subnormal, but is {shown}"));
     }

@@ -39,7 +39,7 @@ fn check<T: Element, C: Recurrent<T>>(cell: &C, steps: usize, batch: usize, name
 /// Nothing, one step, an odd and an even number of them, several pieces of a sequence, several blocks of a step's rows.
 #[test]
 fn infer_has_the_bits_of_forward() {
-    for (steps, batch) in [(0, 2), (3, 0), (1, 1), (1, 9), (5, 3), (6, 9), (20, 70), (3, 600)] {
+    for (steps, batch) in [(0, 2), (3, 0), (1, 1), (1, 9), (5, 3), (6, 9), (20, 70), (3, 600), (2, 1100)] {
         with_each_cell!(f32, 3, 7, |cell, name: &str| check::<f32, _>(&cell, steps, batch, name));
         with_each_cell!(f64, 2, 17, |cell, name: &str| check::<f64, _>(&cell, steps, batch, name));
     }
