@@ -194,7 +194,8 @@ fn weights_come_back_from_their_lengths() {
     assert!(dv.row(2).iter().all(|&dv| dv == 0.0), "a row of zeros stays where it is");
 }
 
-/// √100 over their length is no `f32`, or a subnormal one.
+/// √100 over their length is no `f32`, or a subnormal one. A gain/√100 that is subnormal is off by half of the smallest number,
+/// which x̂ = 10 makes more of.
 #[test]
 fn rows_of_a_length_at_either_end_have_it_as_gain() {
     let mut weights = Array2::<f32>::zeros((3, 100));
@@ -203,7 +204,10 @@ fn rows_of_a_length_at_either_end_have_it_as_gain() {
         let norm = WeightNorm::of(&weights);
         assert_eq!(norm.gain().iter().copied().collect::<Vec<_>>(), [1.2e-38, 1e-42, 3e38]);
         for (got, want) in norm.infer(&weights).unwrap().iter().zip(&weights) {
-            assert!((got - want).abs() <= 4.0 * f32::EPSILON * want.abs(), "{got:e} {want:e}");
+            assert!(
+                (got - want).abs() <= 4.0 * f32::EPSILON * want.abs() + 5.0 * f32::from_bits(1),
+                "{got:e} {want:e}"
+            );
         }
     }
     assert_eq!(WeightNorm::of(&arr0(1e-310_f64)).gain()[0], 1e-310);
