@@ -1,4 +1,4 @@
-//! The only place where arrays, threads and kernels meet.
+//! Where arrays, threads and kernels meet.
 //!
 //! What is done to the rows of a call: each function a [`Sweep`] with its kernel. Few wide rows that lie side by side are
 //! taken by [`long`] on several threads.

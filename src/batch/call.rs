@@ -24,7 +24,7 @@ pub(crate) struct Call<'a, T> {
     pub(crate) unbiased: bool,
 }
 
-/// Bytes of a call's arrays above which they come from memory: measured, as where rows are normalized.
+/// Bytes of a call's arrays above which they come from memory.
 const STREAMS: usize = 12 * 1024 * 1024;
 
 /// Bytes of a tile of columns, about: with its y or dy well within L2.

@@ -230,8 +230,8 @@ impl<T: Element> BatchNorm<T> {
     /// y = gain ⊙ (x − μ)/√(σ² + ε) + bias      μ, σ²: those of `running`
     /// ```
     ///
-    /// σ² is a `T` here, which training does without: a feature whose spread has no square in `T` (above 1.8e19 in f32) has an
-    /// infinite one in `running`, and its y is the bias.
+    /// σ² is a `T` here, which training does without: a feature whose spread has no square in `T` (above 1.8e19 in f32, below
+    /// 1e-23 with ε = 0) has an infinite one in `running`, or 0, and its y is the bias.
     ///
     /// # Shapes
     ///

@@ -193,8 +193,8 @@ impl<T: Element> LayerNorm<T> {
     ///
     /// # Cost
     ///
-    /// Reads `x` once and writes `y` once. A fresh `y` of some MiB costs more in page faults than in arithmetic: in a
-    /// loop, [`forward_into`](Self::forward_into) is much faster.
+    /// Reads `x` once, or twice where a row does not fit a core's cache, and writes `y` once. A fresh `y` of some MiB
+    /// costs more in page faults than in arithmetic: in a loop, [`forward_into`](Self::forward_into) is much faster.
     pub fn forward<D: Dimension>(&self, x: &ArrayRef<T, D>) -> Result<(Array<T, D>, Saved<T>)> {
         let (mut y, mut saved) = (Array::zeros(x.raw_dim()), Saved::default());
         self.forward_into(x, &mut y, &mut saved)?;
@@ -286,7 +286,8 @@ impl<T: Element> LayerNorm<T> {
     ///
     /// # Cost
     ///
-    /// Reads `x` and `dy` once and writes `dx` once; x̂ is computed again instead of stored.
+    /// Reads `x` and `dy` once, or twice where a row does not fit a core's cache, and writes `dx` once; x̂ is computed
+    /// again instead of stored.
     pub fn backward<D: Dimension>(
         &self,
         x: &ArrayRef<T, D>,

@@ -97,7 +97,8 @@ macro_rules! residual {
             ///
             /// # Cost
             ///
-            /// Reads `x` and `residual` once and writes `sum` and `y` once.
+            /// Reads `x` and `residual` once, or twice where a row does not fit a core's cache, and writes `sum` and `y`
+            /// once.
             ///
             /// # Example
             ///
@@ -171,7 +172,8 @@ macro_rules! residual {
             ///
             /// # Cost
             ///
-            /// Reads `x`, `mask` and `residual` once and writes `sum` and `y` once.
+            /// Reads `x`, `mask` and `residual` once, or twice where a row does not fit a core's cache, and writes `sum`
+            /// and `y` once.
             pub fn forward_dropout_residual<D: Dimension>(
                 &self,
                 x: &ArrayRef<T, D>,
@@ -230,7 +232,7 @@ macro_rules! residual {
             ///
             /// # Cost
             ///
-            /// Reads `sum`, `dy` and `dsum` once and writes `dx` once.
+            /// Reads `sum`, `dy` and `dsum` once, or twice where a row does not fit a core's cache, and writes `dx` once.
             pub fn backward_residual<D: Dimension>(
                 &self,
                 sum: &ArrayRef<T, D>,
@@ -291,7 +293,8 @@ macro_rules! residual {
             ///
             /// # Cost
             ///
-            /// Reads `sum`, `dy`, `dsum` and `mask` once and writes `dx` and `dresidual` once.
+            /// Reads `sum`, `dy`, `dsum` and `mask` once, or twice where a row does not fit a core's cache, and writes
+            /// `dx` and `dresidual` once.
             pub fn backward_dropout_residual<D: Dimension>(
                 &self,
                 sum: &ArrayRef<T, D>,

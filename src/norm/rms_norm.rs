@@ -157,7 +157,7 @@ impl<T: Element> RmsNorm<T> {
     ///
     /// # Cost
     ///
-    /// Reads `x` once and writes `y` once.
+    /// Reads `x` once, or twice where a row does not fit a core's cache, and writes `y` once.
     pub fn forward<D: Dimension>(&self, x: &ArrayRef<T, D>) -> Result<(Array<T, D>, RmsSaved<T>)> {
         let (mut y, mut saved) = (Array::zeros(x.raw_dim()), RmsSaved::default());
         self.forward_into(x, &mut y, &mut saved)?;
@@ -250,7 +250,8 @@ impl<T: Element> RmsNorm<T> {
     ///
     /// # Cost
     ///
-    /// Reads `x` and `dy` once and writes `dx` once; x̂ is computed again instead of stored.
+    /// Reads `x` and `dy` once, or twice where a row does not fit a core's cache, and writes `dx` once; x̂ is computed
+    /// again instead of stored.
     pub fn backward<D: Dimension>(
         &self,
         x: &ArrayRef<T, D>,
@@ -308,7 +309,7 @@ impl<T: Element> Parameters<T> for RmsNorm<T> {
 
 /// What forward keeps of `x` for backward: a few numbers a row. Not interchangeable with [`Saved`].
 ///
-/// It remembers the shape of that x, and backward refuses another. It does not hold x: pass the same one again.
+/// It remembers the shape and the rows of that x, and backward refuses others. It does not hold x: pass the same one again.
 #[derive(Clone, Debug)]
 pub struct RmsSaved<T> {
     pub(crate) rows: Saved<T>,

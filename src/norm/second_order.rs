@@ -91,7 +91,8 @@ macro_rules! second_order {
             ///
             /// # Cost
             ///
-            /// Reads `x` and `x_tangent` once and writes ẏ once, row by row.
+            /// Reads `x` and `x_tangent` once, or twice where a row does not fit a core's cache, and writes ẏ once, row
+            /// by row.
             ///
             /// # Example
             ///
@@ -174,7 +175,8 @@ macro_rules! second_order {
             ///
             /// # Cost
             ///
-            /// Reads `x`, `dy` and `ddx` once and writes both gradients once, row by row.
+            /// Reads `x`, `dy` and `ddx` once, or twice where a row does not fit a core's cache, and writes both
+            /// gradients once, row by row.
             ///
             /// # Example
             ///

@@ -123,7 +123,8 @@ pub trait Recurrent<T: Element>: Cell<T> + Parameters<T, Gradient = Weights<T>> 
     /// # Errors
     ///
     /// [`Error::Trailing`] unless `x` has the input's width, [`Error::Shape`] or [`Error::StateCell`] unless `state` fits
-    /// `x` and the cell, [`Error::Hidden`] without hidden units.
+    /// `x` and the cell, [`Error::Hidden`] without hidden units, [`Error::Parameter`] if the weights were replaced by another
+    /// cell's.
     fn step(&self, x: &ArrayRef2<T>, state: &State<T>) -> Result<State<T>> {
         let mut next = state.clone();
         self.step_into(x, &mut next)?;
@@ -167,7 +168,8 @@ pub trait Recurrent<T: Element>: Cell<T> + Parameters<T, Gradient = Weights<T>> 
     /// # Errors
     ///
     /// [`Error::Trailing`] unless `x` has the input's width, [`Error::Shape`] unless `mask` fits `x`, [`Error::Shape`] or
-    /// [`Error::StateCell`] unless `initial` fits `x` and the cell, [`Error::Hidden`] without hidden units.
+    /// [`Error::StateCell`] unless `initial` fits `x` and the cell, [`Error::Hidden`] without hidden units,
+    /// [`Error::Parameter`] if the weights were replaced by another cell's.
     ///
     /// # Cost
     ///

@@ -8,7 +8,7 @@ use crate::element::Element;
 /// How weights are drawn at first. Gains start at 1, biases at 0, whatever is chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// Every weight uniform in ±0.1, as in the code that the paper's authors published.
+    /// Every weight uniform in ±0.1, as are the input weights in the code that the paper's authors published.
     Uniform,
     /// Input weights uniform in ±√(6/(input + hidden)) (Glorot and Bengio 2010); the recurrent weights of each gate are a
     /// random orthogonal matrix, drawn evenly from all (Stewart 1980).
