@@ -38,6 +38,8 @@ fn table() -> String {
     for (rows, features) in SHAPES {
         let mut case = Case::new(rows, features);
         case.check();
+        // On two threads the fastest loop may be that on one: a thread that sleeps wakes late.
+        let mut least = [f64::INFINITY; 2];
         for threads in [1, 2] {
             let [
                 copy,
@@ -50,7 +52,10 @@ fn table() -> String {
                 textbook_forward,
                 textbook_backward,
             ] = on_threads(threads, || medians(&mut case, CALLS));
-            let (copy, stream) = (copy.min(vector_copy), stream.min(plain_stream));
+            for (least, loops) in least.iter_mut().zip([[copy, vector_copy], [stream, plain_stream]]) {
+                *least = loops.into_iter().fold(*least, f64::min);
+            }
+            let [copy, stream] = least;
             let gigabytes = (rows * features * size_of::<f32>()) as f64 / 1e9;
             line(format!(
                 "| {rows} × {features} | {threads} | {:.2} | {:.2} | {:.0} | **{:.2}** | {:.2} | 1/{:.1} | {:.2} | {:.2} | {:.0} | **{:.2}** | 1/{:.1} |",
