@@ -183,15 +183,15 @@ fn multiply_row<T: RealField + Number>(c: &mut [T], into: Into, a: &[T], b: Matr
     parallel::lend(rows.div_ceil(terms) * columns, |sums: &mut [T]| {
         let product = RowProduct { sums: &mut *sums, a, b, columns, terms };
         if threads == 1 {
-            product.run()
+            product.run();
         } else {
-            parallel::fork(product)
+            parallel::fork(product);
         }
         if into == Into::Replace {
             c.fill(<T as num_traits::Zero>::zero());
         }
         for sums in sums.chunks_exact(columns) {
-            c.iter_mut().zip(sums).for_each(|(c, &sum)| *c = *c + sum);
+            c.iter_mut().zip(sums).for_each(|(c, &sum)| *c += sum);
         }
     });
 }

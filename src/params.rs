@@ -30,6 +30,35 @@ use crate::error::{Error, Result};
 /// assert_eq!(norm.gain().unwrap().as_slice().unwrap(), [0.75; 4]);
 /// # Ok::<(), layernorm::Error>(())
 /// ```
+///
+/// A file has the arrays of several layers, each by its layer's name and its own. What is no parameter is not in the walk: ε,
+/// which parameters there are and around what a gain is centred, and the [`Running`](crate::Running) statistics.
+///
+/// ```
+/// use std::collections::BTreeMap;
+/// use layernorm::{LayerNorm, Parameters, ndarray::ArrayD};
+///
+/// type File = BTreeMap<String, ArrayD<f32>>;
+///
+/// fn save(layer: &impl Parameters<f32>, prefix: &str, file: &mut File) {
+///     layer.visit(|name, array| drop(file.insert(format!("{prefix}.{name}"), array.to_owned())));
+/// }
+///
+/// fn load(layer: &mut impl Parameters<f32>, prefix: &str, file: &File) {
+///     layer.visit_mut(|name, mut array| array.assign(&file[&format!("{prefix}.{name}")]));
+/// }
+///
+/// let (mut trained, mut file) = (LayerNorm::<f32>::new(4), File::new());
+/// trained.gain_mut().unwrap().fill(2.0);
+/// save(&trained, "block.0.norm", &mut file);
+///
+/// let mut norm = LayerNorm::<f32>::new(4);
+/// load(&mut norm, "block.0.norm", &file);
+/// assert_eq!(norm.gain(), trained.gain());
+/// ```
+///
+/// Gradients of parts of a batch, each made by a thread of its own, are walked like parameters to be added up:
+/// `total.zip(&part, |_name, mut total, part| total += &part)`.
 pub trait Parameters<T: Element> {
     /// What `backward` adds to: one array for each parameter, of the same shape and in the same order. It is walked in the same
     /// way: to be clipped, zeroed, or summed over machines.
