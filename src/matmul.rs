@@ -188,7 +188,7 @@ fn multiply_row<T: RealField + Number>(c: &mut [T], into: Into, a: &[T], b: Matr
             parallel::fork(product);
         }
         if into == Into::Replace {
-            c.fill(<T as num_traits::Zero>::zero());
+            c.fill(T::zero_impl());
         }
         for sums in sums.chunks_exact(columns) {
             c.iter_mut().zip(sums).for_each(|(c, &sum)| *c += sum);
