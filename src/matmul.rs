@@ -159,7 +159,7 @@ pub(crate) fn multiply<T: RealField + Number>(
     b: Matrix<'_, T>,
     threads: usize,
 ) {
-    if a.rows == 1 && b.layout == Layout::Rows && b.rows > TERMS {
+    if a.rows == 1 && b.layout == Layout::Rows && b.rows > TERMS && b.columns > 0 {
         return multiply_row(c, into, a.elements, b, threads);
     }
     let accum = match into {
@@ -175,11 +175,13 @@ pub(crate) fn multiply<T: RealField + Number>(
     if threads == 1 { product.run() } else { parallel::fork(product) }
 }
 
-/// [`multiply`] of one row, which reads b along its rows, once: some of them at a time, by whatever thread, whose sums are
-/// added in order. (To cut b into strips of columns took up to twice the time on two threads.)
+/// [`multiply`] of one row, which reads b once, along its rows. They are cut into parts that follow from their number; any
+/// thread may take a part, and the sums of the parts are added in order. (In strips of columns, two threads took up to
+/// twice as long.)
 fn multiply_row<T: RealField + Number>(c: &mut [T], into: Into, a: &[T], b: Matrix<'_, T>, threads: usize) {
-    let &Matrix { rows, columns, elements: b, .. } = &b;
-    let terms = (rows / PARTS).max(TERMS);
+    let Matrix { rows, columns, elements: b, .. } = b;
+    debug_assert_eq!(a.len(), rows, "an element for each row");
+    let terms = rows.div_ceil(PARTS).max(TERMS);
     parallel::lend(rows.div_ceil(terms) * columns, |sums: &mut [T]| {
         let product = RowProduct { sums: &mut *sums, a, b, columns, terms };
         if threads == 1 {
@@ -196,7 +198,7 @@ fn multiply_row<T: RealField + Number>(c: &mut [T], into: Into, a: &[T], b: Matr
     });
 }
 
-/// Parts that the sums of a row are cut into, and the least terms of one.
+/// The most parts that the sums of a row are cut into, and the least terms of each but the last.
 const PARTS: usize = 8;
 const TERMS: usize = 64;
 
@@ -233,7 +235,7 @@ impl<T: RealField + Number> Job for RowProduct<'_, T> {
 }
 
 /// A product strip by strip of columns, by whatever thread. On a Skylake, one thread then needs up to half, two threads up to
-/// four fifths of the time of faer's way through the whole; and on several threads that would cut the sums of a row.
+/// four fifths of the time of faer's way through the whole, which on several threads would also cut the sums of one row.
 struct Product<'a, T> {
     c: MatMut<'a, T>,
     accum: Accum,
@@ -253,7 +255,7 @@ enum Right<'a, T> {
 /// Columns of a strip, if it is not a panel.
 const STRIP: usize = 2 * PANEL;
 
-/// Columns of a strip: about [`STRIP`], and as many strips for each thread.
+/// Columns of a strip: about [`STRIP`], and the same number of strips for each thread.
 fn strip(columns: usize, threads: usize) -> usize {
     let each = ((columns + threads * STRIP / 2) / (threads * STRIP)).max(1);
     columns.div_ceil(threads * each).max(LEAST)
@@ -334,7 +336,8 @@ mod tests {
 
     #[test]
     fn products_are_sums_of_products() {
-        let few = [(1, 1, 1), (2, 3, 5), (1, 40, 7), (1, 200, 7), (17, 33, 65), (0, 3, 2), (3, 0, 2), (3, 2, 0)];
+        let few =
+            [(1, 1, 1), (2, 3, 5), (1, 40, 7), (1, 200, 7), (1, 200, 0), (17, 33, 65), (0, 3, 2), (3, 0, 2), (3, 2, 0)];
         let panels = [(3, 20, PANEL), (2, 5, PANEL + 1), (4, 17, 3 * PANEL - 1), (5, 6, 8 * STRIP - 7)];
         for (rows, inner, columns) in few.into_iter().chain(panels) {
             check(rows, inner, columns);
@@ -345,7 +348,7 @@ mod tests {
     #[test]
     fn threads_do_not_change_a_bit() {
         fn check<T: RealField + Number>(from: fn(f64) -> T) {
-            // Products of a row that faer cuts along `inner` on several threads, and strips of which few columns are left.
+            // Products of a row that faer would cut along `inner` on several threads, and strips of which few columns are left.
             let shapes = [(1, 30, 1436), (1, 190, 1436), (2, 70, 1436), (13, 600, 1436), (64, 129, 1436)];
             let narrow = [1, 2, 49, PANEL + 1, STRIP + 1, STRIP + 2, 2 * STRIP + 1];
             let narrow =

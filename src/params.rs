@@ -31,8 +31,8 @@ use crate::error::{Error, Result};
 /// # Ok::<(), layernorm::Error>(())
 /// ```
 ///
-/// A file has the arrays of several layers, each by its layer's name and its own. What is no parameter is not in the walk: ε,
-/// which parameters there are and around what a gain is centred, and the [`Running`](crate::Running) statistics.
+/// A file has the arrays of several layers, each under the name of its layer and its own. Not in the walk are ε, which
+/// parameters there are, whether a gain is zero-centred, and the [`Running`](crate::Running) statistics.
 ///
 /// ```
 /// use std::collections::BTreeMap;
@@ -170,7 +170,7 @@ pub(crate) fn check_shape(argument: &'static str, expected: &[usize], got: &[usi
     Err(Error::Shape { argument, expected: expected.to_vec(), got: got.to_vec() })
 }
 
-/// Whether a layer can take this ε. The square of 1/√ε is no number for a subnormal `f64`.
+/// Whether a layer can take this ε. For a subnormal `f64`, 1/ε is no number; `f32` is held to the same.
 pub(crate) fn check_eps<T: Element>(eps: T) -> Result<()> {
     if eps == T::zero() || eps.is_normal() && eps > T::zero() { Ok(()) } else { Err(Error::Eps { got: eps.into() }) }
 }

@@ -10,7 +10,8 @@ use layernorm::ndarray::{Array, Array2, Array3, ArrayD, Dimension, Ix3};
 
 tests_of_both! {
     f32: a_block_has_the_bits_of_its_parts what_comes_from_memory_as_well few_long_rows_as_well
-        three_axes_as_well broadcast_arrays_as_well nan_stays_in_its_row mistakes_are_named_and_nothing_is_written no_rows_change_nothing;
+        three_axes_as_well broadcast_arrays_as_well nan_stays_in_its_row mistakes_are_named_and_nothing_is_written
+        no_rows_change_nothing;
     f64: a_block_has_the_bits_of_its_parts three_axes_as_well gradients_are_slopes;
 }
 

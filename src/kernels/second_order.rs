@@ -11,9 +11,9 @@
 //!         dx    = P(u) − (c₁·P(X) + c₂·P(q)) − x̂·c₃
 //! ```
 //!
-//! A row that had to be rescaled by 2^-e has d and rstd in units of the rescaled row: P brings 2^-e with it once, the terms
-//! with a c twice. X, which all but P(u) have once, takes its 2^-e before the sums if that makes it smaller: a direction of
-//! the size of such a row has sums that are no number. Rows are taken one by one, each sum in one vector: there are seven.
+//! A row that had to be rescaled by 2^-e has d and rstd in units of the rescaled row: P(t) is multiplied by 2^-e, a term with
+//! a c by 2^-2e. P(X) and every such term have X in them once: if e > 0, X is multiplied by 2^-e before it is summed, P(X) by
+//! nothing and those terms by 2^-e. (The sums of a direction as large as a row of 1e37 would be infinite.) Rows are taken one by one, each sum in one vector: there are seven.
 
 use std::ops::Range;
 
@@ -78,7 +78,8 @@ impl<'a, T: Number> Block<'a, T> {
     }
 }
 
-/// What P(X) is multiplied by: 2^-e, if X has none of it.
+/// What P(X) is multiplied by: 2^-e, if X was not.
+#[inline(always)]
 fn scale_along<S: Simd, T: Number>(simd: S, row: &Row<T>) -> Scale<Vector<S, T>> {
     Row { exponent: row.exponent.min(0), ..*row }.scale(simd)
 }
@@ -102,10 +103,10 @@ pub(crate) fn jvp<S: Simd, T: Number>(
             let x = &x[at + block.start..at + block.end];
             sums = joined(sums, sums_along(simd, &row, x, &Block::new(layer, &direction, at, &block)));
         }
-        let p = Projection::new(&row, layer, sums);
+        let (p, scale) = (Projection::new(&row, layer, sums), scale_along(simd, &row));
         for block in blocks::<T>(features) {
             let (x, y) = (&x[at + block.start..at + block.end], &mut y_tangent[at + block.start..at + block.end]);
-            write_tangent(simd, &row, scale_along(simd, &row), p, x, &Block::new(layer, &direction, at, &block), y);
+            write_tangent(simd, &row, scale, p, x, &Block::new(layer, &direction, at, &block), y);
         }
     }
 }
@@ -142,21 +143,13 @@ pub(crate) fn double_backward<S: Simd, T: Number>(
             sums = joined(sums, sums_of_all(simd, &row, x, dy, &Block::new(layer, &direction, at, &block)));
         }
         let coefficients = Coefficients::new(&row, layer, sums);
+        let scales = [scale_along(simd, &row), row.scale(simd)];
         for block in blocks::<T>(features) {
             let of_row = at + block.start..at + block.end;
             let (x, dy) = (&x[of_row.clone()], &dy[of_row.clone()]);
             let (dx, ddy) = (&mut dx[of_row.clone()], &mut ddy[of_row]);
             let outputs = Outputs { dx, ddy, dgain: &mut dgain[block.clone()] };
-            write_all(
-                simd,
-                &row,
-                [scale_along(simd, &row), row.scale(simd)],
-                &coefficients,
-                x,
-                dy,
-                &Block::new(layer, &direction, at, &block),
-                outputs,
-            );
+            write_all(simd, &row, scales, &coefficients, x, dy, &Block::new(layer, &direction, at, &block), outputs);
         }
     }
 }

@@ -39,11 +39,14 @@ pub(crate) fn forward<S: Simd, T: Number>(
     mut saved: Option<SavedRows<'_, T>>,
 ) {
     // Four rows share the latencies of their reductions; narrow registers do not hold as many.
-    let rows = if const { S::f32s::LEN < 8 } { 0 } else { factors.len() / 4 * 4 };
+    let mut done = 0;
     // As in `ahead`: AVX-512 does not gain by it.
     let asks = const { is_avx2::<S>() } && place == Place::Memory;
-    groups::<S, T, 4>(simd, layer, asks, factors, v, w, &mut saved, 0..rows);
-    groups::<S, T, 1>(simd, layer, asks, factors, v, w, &mut saved, rows..factors.len());
+    if const { S::f32s::LEN >= 8 } {
+        done = factors.len() / 4 * 4;
+        groups::<S, T, 4>(simd, layer, asks, factors, v, w, &mut saved, 0..done);
+    }
+    groups::<S, T, 1>(simd, layer, asks, factors, v, w, &mut saved, done..factors.len());
 }
 
 /// `R` rows at a time; `R` divides their number. The rows that follow are asked for meanwhile, if this `asks`.

@@ -206,8 +206,8 @@ pub trait Recurrent<T: Element>: Cell<T> + Parameters<T, Gradient = Weights<T>> 
     ///
     /// # Cost
     ///
-    /// Allocates nothing on one thread once `saved` and this thread's buffers have grown; on several, what `faer` and
-    /// rayon need to wake them.
+    /// Allocates nothing on one thread once `saved` and this thread's buffers have grown; on several, what rayon
+    /// needs to wake them, and a buffer that `faer` keeps for each.
     fn forward_into(
         &self,
         x: &ArrayRef3<T>,
@@ -294,8 +294,8 @@ pub trait Recurrent<T: Element>: Cell<T> + Parameters<T, Gradient = Weights<T>> 
     ///
     /// # Cost
     ///
-    /// Allocates nothing on one thread once this thread's buffers have grown; on several, what `faer` and rayon need to wake
-    /// them.
+    /// Allocates nothing on one thread once this thread's buffers have grown; on several, what rayon needs to wake them,
+    /// and a buffer that `faer` keeps for each.
     fn infer_into(
         &self,
         x: &ArrayRef3<T>,

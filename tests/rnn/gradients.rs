@@ -196,9 +196,9 @@ fn halves<C: Known>(cell: &C, steps: usize, batch: usize, name: &str) {
 /// A piece of the whole batch is turned on the way to the gradients of the weights, one of half of it is not.
 #[test]
 fn gradients_of_the_weights_of_a_batch_are_those_of_its_halves() {
-    [(512, 512), (512, 600), (600, 512), (20, 512)]
-        .into_iter()
-        .for_each(|(input, hidden)| halves_of_a_batch(input, hidden));
+    for (input, hidden) in [(512, 512), (512, 600), (600, 512), (20, 512)] {
+        halves_of_a_batch(input, hidden);
+    }
 }
 
 fn halves_of_a_batch(input: usize, hidden: usize) {
