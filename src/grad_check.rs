@@ -115,9 +115,23 @@ mod tests {
         let mut gradient = x.mapv(|x| 3.0 * x * x);
         assert!(compare(&x, &gradient, f).error < 1e-11);
         gradient[[1, 0]] += 1e-3;
-        assert_eq!(compare(&x, &gradient, f).index, [1, 0]);
+        let worst = compare(&x, &gradient, f);
+        assert_eq!((worst.index, worst.gradient), (vec![1, 0], gradient[[1, 0]]));
+        assert!((worst.slope - 0.75).abs() < 1e-9);
         gradient[[0, 1]] = f64::NAN;
         let worst = compare(&x, &gradient, f);
         assert_eq!((worst.index, worst.error), (vec![0, 1], f64::INFINITY));
+    }
+
+    #[test]
+    #[should_panic(expected = "`gradient` must have the shape of `at`")]
+    fn a_gradient_of_another_shape_panics() {
+        compare(&array![1.0, 2.0], &array![1.0], |x| x.sum());
+    }
+
+    #[test]
+    #[should_panic(expected = "`gradient` must have at least one element")]
+    fn a_gradient_without_elements_panics() {
+        compare(&Array::zeros(0), &Array::zeros(0), |x| x.sum());
     }
 }

@@ -2,7 +2,7 @@
 //! written when it comes.
 
 use layernorm::ndarray::{Array1, Array2, Array3, array};
-use layernorm::{Affine, Error, LayerNorm, Parameters, Result, Saved};
+use layernorm::{Affine, BatchNorm, Error, LayerNorm, Parameters, Result, RmsNorm, Saved};
 
 /// What a call could write. Every number in it is one that no call computes.
 struct Outputs {
@@ -182,6 +182,10 @@ fn eps_that_no_root_can_have_is_refused() {
     for eps in [-1.0, 1e-40, f32::NAN, f32::INFINITY] {
         assert!(matches!(LayerNorm::<f32>::new(3).with_eps(eps), Err(Error::Eps { .. })), "{eps}");
     }
+    let defaults: [f32; 3] = [LayerNorm::new(3).eps(), RmsNorm::new(3).eps(), BatchNorm::new(3).eps()];
+    assert_eq!(defaults, [1e-5; 3]);
+    let defaults: [f64; 3] = [LayerNorm::new(3).eps(), RmsNorm::new(3).eps(), BatchNorm::new(3).eps()];
+    assert_eq!(defaults, [1e-5; 3]);
     for eps in [0.0, f64::MIN_POSITIVE, f64::MAX] {
         assert_eq!(LayerNorm::<f64>::new(3).with_eps(eps).expect("one that is allowed").eps(), eps);
     }

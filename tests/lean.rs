@@ -4,18 +4,18 @@ mod common;
 
 use common::{Norm, Number, SHAPES, bits, drawn, everywhere, extreme, grad_bits, laid, rounding, tests_of_both, wide};
 use layernorm::Affine;
-use layernorm::ndarray::{Array2, Array3, ArrayD, ArrayView1, ArrayViewD, IxDyn};
+use layernorm::ndarray::{Array, Array2, Array3, ArrayD, ArrayView1, ArrayViewD, Dimension, IxDyn};
 
 tests_of_both! {
-    f32: in_place_has_the_same_bits without_x_is_near constant_rows_have_no_slope nan_stays_in_its_row
-        mistakes_are_named_and_nothing_is_written no_rows_change_nothing;
+    f32: in_place_has_the_same_bits rows_of_two_axes_are_rows without_x_is_near constant_rows_have_no_slope
+        nan_stays_in_its_row mistakes_are_named_and_nothing_is_written no_rows_change_nothing;
     f64: in_place_has_the_same_bits without_x_is_near a_gain_too_small_is_refused;
 }
 
 /// y, dx, saved, dgain and dbias.
 type All = (Vec<u64>, Vec<u64>, String, Vec<u64>);
 
-fn in_place<T: Number, N: Norm<T>>(norm: &N, x: &Array2<T>, dy: &Array2<T>, layout: usize) -> All {
+fn in_place<T: Number, N: Norm<T>, D: Dimension>(norm: &N, x: &Array<T, D>, dy: &Array<T, D>, layout: usize) -> All {
     let (mut y, mut dx) = (laid(x, layout), laid(dy, layout + 1));
     let (mut saved, mut grad) = (N::Saved::default(), norm.parameters());
     norm.forward_inplace(&mut y, &mut saved).unwrap();
@@ -36,6 +36,25 @@ fn in_place_has_the_same_bits<T: Number, N: Norm<T>>() {
         for layout in [0, 3] {
             assert!(everywhere(&norm, shape, |norm| in_place(norm, &x, &dy, layout)) == want, "{shape:?} everywhere");
         }
+    }
+}
+
+/// In any layout, also where all rows are one run of memory with gaps.
+fn rows_of_two_axes_are_rows<T: Number, N: Norm<T>>() {
+    let (norm, of_rows) = (N::drawn(&[3, 5]), N::drawn(&[15]));
+    let cube = |rows: &Array2<T>| Array3::from_shape_vec((4, 3, 5), rows.iter().copied().collect()).unwrap();
+    let (x, dy) = (drawn::<T, _>([4, 15], 1), drawn::<T, _>([4, 15], 2));
+    let (y, saved) = of_rows.forward(&x).unwrap();
+    let (x3, y3, dy3) = (cube(&x), cube(&y), cube(&dy));
+    let (_, saved3) = norm.forward(&x3).unwrap();
+    for layout in 0..5 {
+        let (want, got) = (in_place(&of_rows, &x, &dy, 0), in_place(&norm, &x3, &dy3, layout));
+        assert!((want.0, want.1, want.3) == (got.0, got.1, got.3), "in place, layout {layout}");
+        let (mut dx, mut grad) = (dy.clone(), of_rows.parameters());
+        of_rows.backward_from_output(&y, &saved, &mut dx, &mut grad).unwrap();
+        let (mut dx3, mut grad3) = (laid(&dy3, layout + 1), norm.parameters());
+        norm.backward_from_output(&laid(&y3, layout), &saved3, &mut dx3, &mut grad3).unwrap();
+        assert!((bits(&dx), grad_bits(&grad)) == (bits(&dx3), grad_bits(&grad3)), "from y, layout {layout}");
     }
 }
 

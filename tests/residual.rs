@@ -71,10 +71,15 @@ impl<T: Number, D: Dimension> Inputs<T, D> {
         (bits(arrays.into_iter().flatten()), format!("{saved:?}"), grad_bits(&grad))
     }
 
-    /// In one, into outputs each of another layout, or, for turn 0, all in standard layout; garbage is in them.
+    /// In one, into outputs each of another layout, or, for turn 0, all in standard layout.
     fn block<N: Norm<T>>(&self, norm: &N, turn: usize) -> All {
-        let out = |at: usize| laid(&Array::from_elem(self.x.raw_dim(), T::of(f64::NAN)), turn * at);
-        let [mut sum, mut y, mut dx, mut dresidual] = [1, 2, 3, 4].map(out);
+        self.block_into(norm, [1, 2, 3, 4].map(|at| turn * at))
+    }
+
+    /// In one, into sum, y, dx and dresidual of these layouts; garbage is in them.
+    fn block_into<N: Norm<T>>(&self, norm: &N, layouts: [usize; 4]) -> All {
+        let out = |layout: usize| laid(&Array::from_elem(self.x.raw_dim(), T::of(f64::NAN)), layout);
+        let [mut sum, mut y, mut dx, mut dresidual] = layouts.map(out);
         let (mut saved, mut grad) = (N::Saved::default(), norm.parameters());
         let Self { x, residual, mask, dy, dsum } = self;
         let dsum = dsum.as_deref();
@@ -127,6 +132,23 @@ fn few_long_rows_as_well<T: Number, N: Norm<T>>() {
             let got = everywhere(&norm, shape, |norm| inputs.block(norm, 0));
             assert!(got == inputs.parts(&norm), "{shape:?}, masked {masked}, prenorm {prenorm}");
         }
+    }
+    // One array of another layout than all others.
+    let shape = [1, 300_000];
+    let (norm, inputs) = (N::drawn(&shape[1..]), Inputs::drawn(drawn(shape, 1), true, true));
+    let want = inputs.parts(&norm);
+    for odd in 0..9 {
+        let turned = |array: &Array2<T>, at: usize| laid(array, if odd == at { 3 } else { 0 });
+        let inputs = Inputs {
+            x: turned(&inputs.x, 0),
+            residual: turned(&inputs.residual, 1),
+            mask: inputs.mask.as_ref().map(|mask| turned(mask, 2)),
+            dy: turned(&inputs.dy, 3),
+            dsum: inputs.dsum.as_ref().map(|dsum| turned(dsum, 4)),
+        };
+        let layouts = [5, 6, 7, 8].map(|at| if odd == at { 3 } else { 0 });
+        let got = everywhere(&norm, shape, |norm| inputs.block_into(norm, layouts));
+        assert!(got == want, "{shape:?}, array {odd} of another layout");
     }
 }
 

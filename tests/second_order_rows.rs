@@ -11,7 +11,7 @@ use layernorm::ndarray::{Array1, Array2, Array3, ArrayD, ArrayViewD, IxDyn, s};
 use layernorm::{Affine, LayerNorm, RmsNorm};
 
 tests_of_both! {
-    f32: f32_is_near_f64 the_bits_are_the_same_everywhere a_power_of_two_stays_one a_subnormal_row_has_a_tangent
+    f32: f32_is_near_f64 the_bits_are_the_same_everywhere rows_of_two_axes_are_rows a_power_of_two_stays_one a_subnormal_row_has_a_tangent
         a_penalty_on_the_gradient_has_one_at_any_scale dgain_adds_up constant_rows_are_flat
         nan_stays_in_its_row mistakes_are_named_and_nothing_is_written no_rows_change_nothing
         parameters_may_be_missing;
@@ -156,6 +156,24 @@ fn a_power_of_two_stays_one<T: Number, N: Norm<f32>>() {
                 assert!(exponent.abs() > 70 || dx == bits(&want.dx), "{place}: dx");
             }
         }
+    }
+}
+
+/// In any layout, also where all rows are one run of memory with gaps.
+fn rows_of_two_axes_are_rows<T: Number, N: Norm<T>>() {
+    let (norm, of_rows) = (N::drawn(&[3, 5]), N::drawn(&[15]));
+    let cube = |rows: &Array2<T>| Array3::from_shape_vec((4, 3, 5), rows.iter().copied().collect()).unwrap();
+    let (x, dy, ddx) = (drawn([4, 15], 1), drawn([4, 15], 2), drawn([4, 15], 3));
+    let want = All::of(&of_rows, [&x, &dy, &ddx], &direction(&of_rows, 4), 0).bits();
+    let (affine, [x, dy, ddx]) = (direction(&norm, 4), [&x, &dy, &ddx].map(cube));
+    for layout in 0..5 {
+        let out = || laid(&x.mapv(|_| T::of(f64::NAN)), layout);
+        let ([mut tangent, mut dx, mut ddy], mut grad) = ([out(), out(), out()], norm.parameters());
+        let [x, dy, ddx] = [&x, &dy, &ddx].map(|array| laid(array, layout));
+        let (_, saved) = norm.forward(&x).unwrap();
+        norm.jvp_into(&x, &saved, &ddx, &affine, &mut tangent).unwrap();
+        norm.double_backward_into(&x, &saved, &dy, &ddx, &affine, &mut dx, &mut ddy, &mut grad).unwrap();
+        assert!([bits(&tangent), bits(&dx), bits(&ddy), grad_bits(&grad)] == want, "layout {layout}");
     }
 }
 

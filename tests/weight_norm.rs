@@ -210,6 +210,7 @@ fn rows_of_a_length_at_either_end_have_it_as_gain() {
             );
         }
     }
+    assert_eq!(WeightNorm::of(&array![[3e38_f32]]).gain()[0], 3e38);
     assert_eq!(WeightNorm::of(&arr0(1e-310_f64)).gain()[0], 1e-310);
 }
 
@@ -329,6 +330,7 @@ fn no_rows_and_no_columns_are_fine() {
 #[test]
 fn the_gain_is_its_only_parameter() {
     let (mut norm, mut names) = (WeightNorm::<f32>::new(3), Vec::new());
+    assert_eq!(norm.gain().iter().copied().collect::<Vec<_>>(), [1.0; 3]);
     norm.visit(|name, value| names.push((name.to_owned(), value.shape().to_vec())));
     assert_eq!(names, [("gain".to_owned(), vec![3])]);
     norm.visit_mut(|_, mut gain| gain.fill(2.0));

@@ -195,3 +195,16 @@ pub(crate) fn enlist<'a, T>(rows: impl Iterator<Item = &'a mut [T]>, list: &mut 
     }
     count
 }
+
+#[cfg(test)]
+mod tests {
+    use super::sampled;
+
+    /// What docs/bits.md says.
+    #[test]
+    fn a_sample_is_spread_over_the_rows() {
+        assert_eq!(sampled(1).collect::<Vec<_>>(), [0]);
+        assert_eq!(sampled(7).collect::<Vec<_>>(), [0, 1, 3, 5]);
+        assert_eq!(sampled(100).collect::<Vec<_>>(), [0, 6, 12, 18, 25, 31, 37, 43, 50, 56, 62, 68, 75, 81, 87, 93]);
+    }
+}

@@ -79,3 +79,23 @@ impl<'a, T> Gradient<'a, T> {
         (Self { gain, bias }, Self { gain: gain_second, bias: bias_second })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What docs/bits.md says.
+    #[test]
+    fn blocks_follow_from_the_shape() {
+        for (rows, features, block) in [
+            (1, 1, 64),
+            (4096, 768, 64),
+            (8192, 768, 128),
+            (1025, 4096, 128),
+            (100_000, 2048, 3136),
+            (100_000, 100_000, 6272),
+        ] {
+            assert_eq!(rows_per_block(rows, features), block, "{rows} × {features}");
+        }
+    }
+}

@@ -135,6 +135,18 @@ fn a_sample_that_tells_nothing_of_the_rest_is_noticed() {
     check(&layer(3), false, &x, &dy, "with an odd sample");
 }
 
+/// A mean of columns that are taken again needs more digits than an element has.
+#[test]
+fn columns_taken_again_may_be_far_from_0() {
+    let rows = 40_000;
+    let (mut x, dy) = (drawn::<f32, _>([rows, 3], 1), drawn::<f32, _>([rows, 3], 2));
+    x.column_mut(1).mapv_inplace(|x| x + 1e6);
+    x.column_mut(1).iter_mut().step_by(rows / 16).for_each(|x| *x += 50.0);
+    // Squares that are no numbers.
+    x.column_mut(2).mapv_inplace(|x| x * 1e22 + 1e27);
+    check(&layer(3), false, &x, &dy, "far from 0");
+}
+
 #[test]
 fn gradients_are_slopes() {
     for (rows, features, eps, unbiased) in

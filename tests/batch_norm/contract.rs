@@ -204,7 +204,43 @@ fn rare_columns_are_found_where_features_have_two_axes() {
         let dx = norm.backward(x, &saved, &dy, &mut grad).unwrap();
         bits(y.iter().chain(&dx).chain(grad.gain().unwrap()).chain(grad.bias().unwrap()))
     };
-    assert!(all(&x) == all(&x.as_standard_layout().into_owned()));
+    let standard = x.as_standard_layout().into_owned();
+    let want = all(&standard);
+    assert!(all(&x) == want);
+    // Into arrays of that layout.
+    let (mut y, mut dx) = (Array3::zeros((4, 3, 30)).reversed_axes(), Array3::zeros((4, 3, 30)).reversed_axes());
+    let (mut saved, mut grad) = (BatchSaved::default(), norm.zero_grad());
+    norm.forward_into(&standard, &mut y, &mut saved).unwrap();
+    norm.backward_into(&standard, &saved, &dy, &mut dx, &mut grad).unwrap();
+    assert!(bits(y.iter().chain(&dx).chain(grad.gain().unwrap()).chain(grad.bias().unwrap())) == want);
+}
+
+/// Among a hundred columns, of which some are looked at together, and not in the last ones.
+#[test]
+fn one_bad_column_is_what_it_is_alone() {
+    let good = drawn::<f64, _>([40, 100], 1);
+    for bad in [1e200, f64::NAN] {
+        for at in [3, 40, 99] {
+            let mut x = good.clone();
+            x.column_mut(at).mapv_inplace(|x| x * bad);
+            let (y, saved) = BatchNorm::new(100).forward(&x).unwrap();
+            for column in [at, (at + 1) % 100] {
+                let alone = x.column(column).to_owned().insert_axis(Axis(1));
+                let (y_alone, saved_alone) = BatchNorm::new(1).forward(&alone).unwrap();
+                assert_eq!(bits(y.column(column)), bits(&y_alone), "{bad:e} at {at}: y of {column}");
+                let of = |saved: &BatchSaved<f64>, i: usize| [saved.mean()[i], saved.variance()[i], saved.rstd()[i]];
+                assert_eq!(bits(&of(&saved, column)), bits(&of(&saved_alone, 0)), "{bad:e} at {at}: saved of {column}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_turned_dy_beside_standard_arrays_is_fine() {
+    let (norm, x) = (BatchNorm::<f32>::new(5), drawn::<f32, _>([4, 5], 1));
+    let dy = drawn::<f32, _>([5, 4], 2).reversed_axes();
+    let want = Step::new(&norm, &x, &dy.as_standard_layout().into_owned());
+    assert_eq!(Step::new(&norm, &x, &dy).bits(), want.bits());
 }
 
 #[test]

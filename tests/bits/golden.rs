@@ -1,5 +1,8 @@
 //! Pinned results, so that a change of the order of additions is noticed.
 
+use layernorm::ndarray::{Array2, ArrayViewD};
+use layernorm::{Affine, BatchNorm, Parameters, RmsNorm, WeightNorm};
+
 use crate::{Bits, Input, plain, run};
 
 /// Element, rows, features, and FNV-1a of y, dx and dgain.
@@ -52,4 +55,73 @@ fn the_bits_are_those_of_the_last_release() {
     let changed = all.iter().zip(&GOLDEN).filter(|(got, expected)| got != expected).map(|(got, _)| got);
     let changed: Vec<_> = changed.map(|(name, rows, features, _)| format!("{name} {rows} x {features}")).collect();
     assert!(all == GOLDEN, "other bits than before for {changed:?}. The table is now (lines: {}):\n{rows}", all.len());
+}
+
+/// Element, call, and FNV-1a of what the others write, of four shapes one behind the other.
+#[rustfmt::skip]
+const OTHERS: [(&str, &str, u64); 12] = [
+    ("f32", "RmsNorm", 0xba256d1402c7d0ec),
+    ("f32", "BatchNorm", 0x8e96f4c0736c3f1d),
+    ("f32", "WeightNorm", 0xa600e79459624584),
+    ("f32", "jvp", 0x7defa49b409efe1b),
+    ("f32", "double_backward", 0x93dd9b0be4103da5),
+    ("f32", "backward_from_normalized", 0x73fc7f064b8e294e),
+    ("f64", "RmsNorm", 0x1181a53ba5e1855b),
+    ("f64", "BatchNorm", 0x28178cbe5f2f5b89),
+    ("f64", "WeightNorm", 0x84823c8caa73f5bb),
+    ("f64", "jvp", 0xf7683b21df532f66),
+    ("f64", "double_backward", 0x221546b513dc222a),
+    ("f64", "backward_from_normalized", 0xc9e86d240d83dfe7),
+];
+
+/// A hash of everything that each of the other layers and calls writes.
+fn others<T: Bits>() -> [(&'static str, &'static str, u64); 6] {
+    let mut written: [Vec<T>; 6] = Default::default();
+    for (rows, features) in [(7, 3), (17, 100), (1000, 33), (130, 768)] {
+        let Input { layer, eps, x, dy } = Input::<T>::new(rows, features, 0);
+        let mut gains = layer.zero_grad();
+        layer.visit(|_, parameter| gains.visit_mut(|_, mut gain| gain.assign(&parameter)));
+        let keep = |to: &mut Vec<T>, arrays: &[&Array2<T>], grad: Option<&Affine<T>>| {
+            arrays.iter().for_each(|array| to.extend(array.iter()));
+            grad.into_iter().for_each(|grad| grad.visit(|_, array: ArrayViewD<'_, T>| to.extend(array.iter())));
+        };
+        let gain = || layer.gain().expect("has one").to_owned();
+
+        let norm = RmsNorm::new(features).with_eps(T::of(eps)).and_then(|norm| norm.with_gain(gain())).expect("fits");
+        let ((y, saved), mut grad) = (norm.forward(&x).expect("fits"), norm.zero_grad());
+        let dx = norm.backward(&x, &saved, &dy, &mut grad).expect("fits");
+        keep(&mut written[0], &[&y, &dx], Some(&grad));
+
+        let tame = Input::<T>::new(rows, features, 0).tame().x;
+        let norm = BatchNorm::new(features).with_gain(gain()).expect("fits");
+        let ((y, saved), mut grad) = (norm.forward(&tame).expect("fits"), norm.zero_grad());
+        let dx = norm.backward(&tame, &saved, &dy, &mut grad).expect("fits");
+        keep(&mut written[1], &[&y, &dx], Some(&grad));
+
+        let norm = WeightNorm::of(&dy);
+        let ((w, saved), mut grad) = (norm.forward(&x).expect("fits"), norm.zero_grad());
+        let dv = norm.backward(&x, &saved, &dy, &mut grad).expect("fits");
+        keep(&mut written[2], &[&w, &dv], Some(&grad));
+
+        let ((_, saved), mut grad) = (layer.forward(&x).expect("fits"), layer.zero_grad());
+        keep(&mut written[3], &[&layer.jvp(&x, &saved, &dy, &gains).expect("fits")], None);
+        let (dx, ddy) = layer.double_backward(&x, &saved, &dy, &tame, &gains, &mut grad).expect("fits");
+        keep(&mut written[4], &[&dx, &ddy], Some(&grad));
+
+        let (mut dx, mut grad) = (dy.clone(), layer.zero_grad());
+        layer.backward_from_normalized(&tame, &saved, &mut dx, &mut grad).expect("fits");
+        keep(&mut written[5], &[&dx], Some(&grad));
+    }
+    let calls = ["RmsNorm", "BatchNorm", "WeightNorm", "jvp", "double_backward", "backward_from_normalized"];
+    let mut hashes = calls.map(|call| (T::NAME, call, 0));
+    hashes.iter_mut().zip(&written).for_each(|(hash, written)| hash.2 = self::hash(written));
+    hashes
+}
+
+#[test]
+fn the_bits_of_the_others_are_those_of_the_last_release() {
+    let all: Vec<_> = others::<f32>().into_iter().chain(others::<f64>()).collect();
+    let rows: String =
+        all.iter().map(|(name, call, hash)| format!("    (\"{name}\", \"{call}\", {hash:#018x}),\n")).collect();
+    assert!(all == OTHERS, "other bits than before. The table is now (lines: {}):\n{rows}", all.len());
 }
