@@ -99,7 +99,7 @@ pub enum Error {
         /// The shape that came; nothing if none did.
         got: Option<Vec<usize>>,
     },
-    /// `eps` is negative, subnormal, infinite or NaN.
+    /// `eps` is negative, infinite, NaN or a subnormal `f64`.
     Eps {
         /// The value that came.
         got: f64,

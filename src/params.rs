@@ -170,9 +170,10 @@ pub(crate) fn check_shape(argument: &'static str, expected: &[usize], got: &[usi
     Err(Error::Shape { argument, expected: expected.to_vec(), got: got.to_vec() })
 }
 
-/// Whether a layer can take this ε. For a subnormal `f64`, 1/ε is no number; `f32` is held to the same.
+/// Whether a layer can take this ε. Of a subnormal `f64`, 1/ε is no number; every `f32` is a normal `f64`.
 pub(crate) fn check_eps<T: Element>(eps: T) -> Result<()> {
-    if eps == T::zero() || eps.is_normal() && eps > T::zero() { Ok(()) } else { Err(Error::Eps { got: eps.into() }) }
+    let wide: f64 = eps.into();
+    if wide == 0.0 || wide.is_normal() && wide > 0.0 { Ok(()) } else { Err(Error::Eps { got: wide }) }
 }
 
 /// Whether two shapes are the same. Not `==`, which calls `memcmp`: where there is one short row, that is felt.

@@ -76,7 +76,7 @@ impl<T: Element> BatchNorm<T> {
     ///
     /// # Errors
     ///
-    /// [`Error::Eps`] if it is negative, subnormal, infinite or NaN. 0 is allowed: a constant feature then still gives the bias,
+    /// [`Error::Eps`] if it is negative, infinite, NaN or a subnormal `f64`. 0 is allowed: a constant feature then still gives the bias,
     /// and dx = 0.
     pub fn with_eps(mut self, eps: T) -> Result<Self> {
         self.inner.set_eps(eps)?;

@@ -66,7 +66,7 @@ pub trait Recurrent<T: Element>: Cell<T> + Parameters<T, Gradient = Weights<T>> 
     ///
     /// # Errors
     ///
-    /// [`Error::Eps`] if it is negative, subnormal, infinite or NaN.
+    /// [`Error::Eps`] if it is negative, infinite, NaN or a subnormal `f64`.
     fn with_eps(mut self, eps: T) -> Result<Self> {
         check_eps(eps)?;
         self.base_mut().eps = eps;
