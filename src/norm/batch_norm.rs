@@ -76,8 +76,8 @@ impl<T: Element> BatchNorm<T> {
     ///
     /// # Errors
     ///
-    /// [`Error::Eps`] if it is negative, infinite, NaN or a subnormal `f64`. 0 is allowed: a constant feature then still gives the bias,
-    /// and dx = 0.
+    /// [`Error::Eps`] if it is negative, infinite, NaN or a subnormal `f64`. 0 is allowed: a constant feature then still
+    /// gives the bias, and dx = 0.
     pub fn with_eps(mut self, eps: T) -> Result<Self> {
         self.inner.set_eps(eps)?;
         Ok(self)

@@ -76,8 +76,8 @@ impl<T: Element> LayerNorm<T> {
     ///
     /// # Errors
     ///
-    /// [`Error::Eps`] if it is negative, infinite, NaN or a subnormal `f64`. 0 is allowed: a constant row then still gives the bias,
-    /// and dx = 0.
+    /// [`Error::Eps`] if it is negative, infinite, NaN or a subnormal `f64`. 0 is allowed: a constant row then still
+    /// gives the bias, and dx = 0.
     pub fn with_eps(mut self, eps: T) -> Result<Self> {
         self.rows.set_eps(eps)?;
         Ok(self)

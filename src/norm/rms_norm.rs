@@ -67,8 +67,8 @@ impl<T: Element> RmsNorm<T> {
     ///
     /// # Errors
     ///
-    /// [`Error::Eps`](crate::Error::Eps) if it is negative, infinite, NaN or a subnormal `f64`. 0 is allowed: a row of zeros then gives
-    /// zeros, and dx = 0.
+    /// [`Error::Eps`](crate::Error::Eps) if it is negative, infinite, NaN or a subnormal `f64`. 0 is allowed: a row of
+    /// zeros then gives zeros, and dx = 0.
     pub fn with_eps(mut self, eps: T) -> Result<Self> {
         self.rows.set_eps(eps)?;
         Ok(self)
