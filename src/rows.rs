@@ -221,11 +221,12 @@ pub(crate) fn backward_inplace<T: Element, D: Dimension>(
     grad: Gradient<'_, T>,
 ) {
     let &Call { level, ref layer, rows, trailing } = call;
+    let place = place::<T>(level, 3, x.len());
     let (x, mut dx) = (Input::new(x, trailing), Output::new(dy, trailing));
     let kernel = |step: Step<'_, T, _, 1, 1, 1>| {
         let Step { rows, inputs: [x], outputs: [dx], scratch: [dy], mut columns, .. } = step;
         dy.copy_from_slice(dx);
-        T::backward(level, layer, Place::Core, kept.rows(rows), x, dy, dx, &mut columns, None);
+        T::backward(level, layer, place, kept.rows(rows), x, dy, dx, &mut columns, None);
     };
     Sweep::new(call.shape(), rows, [&x], [dx.part()], (), &kernel).in_place().sum(level, grad);
 }

@@ -7,8 +7,8 @@ use layernorm::Affine;
 use layernorm::ndarray::{Array, Array2, Array3, ArrayD, ArrayView1, ArrayViewD, Dimension, IxDyn};
 
 tests_of_both! {
-    f32: in_place_has_the_same_bits rows_of_two_axes_are_rows without_x_is_near constant_rows_have_no_slope
-        nan_stays_in_its_row mistakes_are_named_and_nothing_is_written no_rows_change_nothing;
+    f32: in_place_has_the_same_bits what_comes_from_memory_as_well rows_of_two_axes_are_rows without_x_is_near
+        constant_rows_have_no_slope nan_stays_in_its_row mistakes_are_named_and_nothing_is_written no_rows_change_nothing;
     f64: in_place_has_the_same_bits without_x_is_near a_gain_too_small_is_refused;
 }
 
@@ -37,6 +37,16 @@ fn in_place_has_the_same_bits<T: Number, N: Norm<T>>() {
             assert!(everywhere(&norm, shape, |norm| in_place(norm, &x, &dy, layout)) == want, "{shape:?} everywhere");
         }
     }
+}
+
+/// More than the caches hold, where rows are taken in another way.
+fn what_comes_from_memory_as_well<T: Number, N: Norm<T>>() {
+    let norm = N::drawn(&[130]);
+    let (x, dy) = (drawn([9000, 130], 1), drawn([9000, 130], 2));
+    let ((y, saved), mut grad) = (norm.forward(&x).unwrap(), norm.parameters());
+    let dx = norm.backward(&x, &saved, &dy, &mut grad).unwrap();
+    let want = (bits(&y), bits(&dx), format!("{saved:?}"), grad_bits(&grad));
+    assert!(in_place(&norm, &x, &dy, 0) == want && in_place(&norm, &x, &dy, 3) == want);
 }
 
 /// In any layout, also where all rows are one run of memory with gaps.
