@@ -194,8 +194,8 @@ fn weights_come_back_from_their_lengths() {
     assert!(dv.row(2).iter().all(|&dv| dv == 0.0), "a row of zeros stays where it is");
 }
 
-/// √100 over their length is no `f32`, or a subnormal one. A gain/√100 that is subnormal is off by half of the smallest number,
-/// which x̂ = 10 makes more of.
+/// √n over a length is no `f32`, or a subnormal one. A gain/√n that is subnormal is off by half of the smallest number, of which
+/// x̂ = 10 makes more.
 #[test]
 fn rows_of_a_length_at_either_end_have_it_as_gain() {
     let mut weights = Array2::<f32>::zeros((3, 100));

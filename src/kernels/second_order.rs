@@ -13,7 +13,8 @@
 //!
 //! A row that had to be rescaled by 2^-e has d and rstd in units of the rescaled row: P(t) is multiplied by 2^-e, a term with
 //! a c by 2^-2e. P(X) and every such term have X in them once: if e > 0, X is multiplied by 2^-e before it is summed, P(X) by
-//! nothing and those terms by 2^-e. (The sums of a direction as large as a row of 1e37 would be infinite.) Rows are taken one by one, each sum in one vector: there are seven.
+//! nothing and those terms by 2^-e. (The sums of a direction as large as a row of 1e37 would be infinite.) Rows are taken one
+//! by one, each sum in one vector: there are seven.
 
 use std::ops::Range;
 

@@ -38,10 +38,10 @@ pub(crate) fn forward<S: Simd, T: Number>(
     w: &mut [T],
     mut saved: Option<SavedRows<'_, T>>,
 ) {
-    // Four rows share the latencies of their reductions; narrow registers do not hold as many.
-    let mut done = 0;
     // As in `ahead`: AVX-512 does not gain by it.
     let asks = const { is_avx2::<S>() } && place == Place::Memory;
+    let mut done = 0;
+    // Four rows share the latencies of their reductions; narrow registers do not hold as many.
     if const { S::f32s::LEN >= 8 } {
         done = factors.len() / 4 * 4;
         groups::<S, T, 4>(simd, layer, asks, factors, v, w, &mut saved, 0..done);
