@@ -3,7 +3,9 @@
 use std::cell::RefCell;
 use std::fmt::{Debug, Display};
 
-use fearless_simd::{Bytes, Simd, SimdFloat, SimdFloatElement, SimdInt, f32x16, f64x8, u8x64, u32x16, u64x8};
+use fearless_simd::{
+    Bytes, Simd, SimdFloat, SimdFloatElement, SimdInt, SimdSplit, f32x16, f64x8, u8x64, u32x16, u64x8,
+};
 use num_traits::Float;
 
 /// The most elements in a block.
@@ -15,7 +17,7 @@ pub(crate) const LARGEST_BLOCK: usize = <f32 as Number>::BLOCK;
 /// [`Element`](crate::Element).
 pub trait Number: Float + SimdFloatElement + Debug + Display + Default + Into<f64> + Send + Sync + 'static {
     /// 64 bytes of elements, whatever the CPU: it splits where registers are narrower.
-    type Vector<S: Simd>: SimdFloat<S, Element = Self, Array = Self::Chunk, ByteVector = u8x64<S>>;
+    type Vector<S: Simd>: SimdFloat<S, Element = Self, Array = Self::Chunk, ByteVector = u8x64<S>> + SimdSplit<S>;
 
     /// The bits of a vector.
     type VectorBits<S: Simd>: SimdInt<S> + Bytes<Bytes = u8x64<S>>;

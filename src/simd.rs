@@ -15,7 +15,7 @@
 use std::ops::Range;
 use std::sync::OnceLock;
 
-use fearless_simd::{Level, Select, Simd, SimdBase, dispatch};
+use fearless_simd::{Level, Select, Simd, SimdBase, SimdSplit, dispatch};
 #[cfg(target_feature = "sse")]
 use safe_arch::prefetch_t0 as ask_for;
 
@@ -23,6 +23,9 @@ use crate::number::Number;
 
 /// 64 bytes of elements.
 pub(crate) type Vector<S, T> = <T as Number>::Vector<S>;
+
+/// Half of a [`Vector`]: a register of AVX2.
+pub(crate) type Half<S, T> = <Vector<S, T> as SimdSplit<S>>::Split;
 
 /// The environment variable that lowers the instruction set.
 const VARIABLE: &str = "LAYERNORM_SIMD";
@@ -249,6 +252,31 @@ fn ask_for<T>(_element: &T) {}
 #[inline(always)]
 pub(crate) fn load<S: Simd, T: Number>(simd: S, chunk: &T::Chunk) -> Vector<S, T> {
     Vector::<S, T>::load_array_ref(simd, chunk)
+}
+
+/// Register `V` number `k` of some chunks: each has as many as it is longer than a register.
+#[inline(always)]
+pub(crate) fn load_part<S: Simd, T: Number, V: SimdBase<S, Element = T>>(simd: S, chunks: &[T::Chunk], k: usize) -> V {
+    let (chunk, start) = part::<S, T, V>(k);
+    V::from_slice(simd, &chunks[chunk].as_ref()[start..start + V::LEN])
+}
+
+/// Stores what [`load_part`] loads.
+#[inline(always)]
+pub(crate) fn store_part<S: Simd, T: Number, V: SimdBase<S, Element = T>>(
+    part_of: V,
+    chunks: &mut [T::Chunk],
+    k: usize,
+) {
+    let (chunk, start) = part::<S, T, V>(k);
+    part_of.store_slice(&mut chunks[chunk].as_mut()[start..start + V::LEN]);
+}
+
+/// The chunk that has register number `k`, and its first element there.
+#[inline(always)]
+fn part<S: Simd, T: Number, V: SimdBase<S>>(k: usize) -> (usize, usize) {
+    let parts = T::LANES / V::LEN;
+    (k / parts, k % parts * V::LEN)
 }
 
 /// Vectors of a row from which on its stores are made to meet cache lines: arrays are aligned to 16 bytes more often

@@ -42,6 +42,9 @@ use crate::simd::{self, Prefetch, Tail, Vector, ask_for_pages, is_avx2, is_avx51
 /// rows share it, where there are registers for them.
 const PAIRED: usize = 72;
 
+/// Vectors of the longest rows of which AVX2 takes eight at a time.
+const SHORT: usize = 16;
+
 /// dx of rows of any number of features, side by side in `x`, `dy` and `dx`; adds their columns to `columns`.
 ///
 /// `place`: that of the arrays of the whole call.
@@ -104,10 +107,17 @@ fn plain_rows<S: Simd, T: Number, const CENTRED: bool>(
     };
     let done = if alone {
         0
+    } else if const { is_avx2::<S>() } {
+        // One row in the registers: of two, the sums and what they are of do not fit. The reductions are a large part of the work
+        // on short rows, and many rows do not stay in L1 between their passes.
+        if vectors <= SHORT {
+            groups::<S, T, 8, 1, CENTRED, 0>(simd, layer, place, kept, x, dy, dx, columns, 0..rows / 8 * 8)
+        } else {
+            groups::<S, T, 2, 1, CENTRED, 0>(simd, layer, place, kept, x, dy, dx, columns, 0..rows / 2 * 2)
+        }
     } else if vectors <= 8 {
-        // The reductions are a large part of the work.
         groups::<S, T, 8, 2, CENTRED, 0>(simd, layer, place, kept, x, dy, dx, columns, 0..rows / 8 * 8)
-    } else if const { is_avx2::<S>() } || vectors <= PAIRED {
+    } else if vectors <= PAIRED {
         groups::<S, T, 2, 2, CENTRED, 0>(simd, layer, place, kept, x, dy, dx, columns, 0..rows / 2 * 2)
     } else {
         groups::<S, T, 4, 4, CENTRED, 0>(simd, layer, place, kept, x, dy, dx, columns, 0..rows / 4 * 4)

@@ -416,8 +416,11 @@ pub(crate) struct Lanes<V> {
 
 impl<V> Lanes<V> {
     #[inline(always)]
-    pub(crate) fn new<S: Simd, T: Number<Vector<S> = V>>(simd: S, mean: T, low: T, rstd: T) -> Self {
-        Self { mean: splat(simd, mean), low: splat(simd, low), rstd: splat(simd, rstd) }
+    pub(crate) fn new<S: Simd, T: Number>(simd: S, mean: T, low: T, rstd: T) -> Self
+    where
+        V: SimdBase<S, Element = T>,
+    {
+        Self { mean: V::splat(simd, mean), low: V::splat(simd, low), rstd: V::splat(simd, rstd) }
     }
 
     /// x̂·gain + bias. Not `CENTRED`, if the spread is about 0: mean and low are 0, and the bits the same.

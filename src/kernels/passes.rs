@@ -2,13 +2,16 @@
 
 use std::ops::Range;
 
-use fearless_simd::{Simd, SimdBase};
+use fearless_simd::{Simd, SimdBase, SimdCombine};
 
 use crate::kernels::blocks::{chunks_from, first_of, last_of};
 use crate::kernels::kept::{Coefficients, Row, Sums};
 use crate::kernels::normalize::Lanes;
 use crate::number::Number;
-use crate::simd::{Prefetch, TURNS, Tail, Turns, Vector, front_of, is_avx512, load, splat, vectors};
+use crate::simd::{
+    Half, Prefetch, TURNS, Tail, Turns, Vector, front_of, is_avx2, is_avx512, load, load_part, splat, store_part,
+    vectors,
+};
 
 /// Column sums of the rows of a chain.
 #[derive(Debug)]
@@ -34,7 +37,10 @@ impl<'a, T> Columns<'a, T> {
 
 impl<V: Copy> Lanes<V> {
     #[inline(always)]
-    pub(crate) fn of_row<S: Simd, T: Number<Vector<S> = V>>(simd: S, row: &Row<T>) -> Self {
+    pub(crate) fn of_row<S: Simd, T: Number>(simd: S, row: &Row<T>) -> Self
+    where
+        V: SimdBase<S, Element = T>,
+    {
         Self::new(simd, row.mean, row.low, row.rstd)
     }
 
@@ -85,30 +91,82 @@ impl<V: Copy> Lanes<V> {
     }
 }
 
-/// The sums of the first pass over a block of each of `P` rows, turn by turn; `CENTRED` as in [`sums`].
-struct Turned<V, const P: usize, const CENTRED: bool> {
+/// The sums of the first pass over a block of each of `P` rows; `K` registers `V` are a vector for each turn. `CENTRED` as in
+/// [`sums`].
+struct Turned<V, const P: usize, const K: usize, const CENTRED: bool> {
     lanes: [Lanes<V>; P],
-    q: [[V; TURNS]; P],
-    qd: [[V; TURNS]; P],
+    q: [[V; K]; P],
+    qd: [[V; K]; P],
 }
 
-impl<V: Copy, const P: usize, const CENTRED: bool> Turned<V, P, CENTRED> {
+impl<V: Copy, const P: usize, const K: usize, const CENTRED: bool> Turned<V, P, K, CENTRED> {
+    #[inline(always)]
+    fn new<S: Simd, T: Number>(simd: S, rows: &[Row<T>; P]) -> Self
+    where
+        V: SimdBase<S, Element = T>,
+    {
+        let zeros = [[V::splat(simd, T::zero()); K]; P];
+        let mut sums = Self { lanes: [Lanes::of_row(simd, &rows[0]); P], q: zeros, qd: zeros };
+        for (lanes, row) in sums.lanes.iter_mut().zip(rows) {
+            *lanes = Lanes::of_row(simd, row);
+        }
+        sums
+    }
+
     /// With row `r`'s x and dy of some columns, which are added to those of dgain and dbias.
     #[inline(always)]
-    fn add<S: Simd>(&mut self, r: usize, turn: usize, gain: V, [x, dy]: [V; 2], [dgain, dbias]: &mut [V; 2])
+    fn add<S: Simd>(&mut self, r: usize, k: usize, gain: V, [x, dy]: [V; 2], [dgain, dbias]: &mut [V; 2])
     where
         V: SimdBase<S>,
     {
         if CENTRED {
             let terms = self.lanes[r].terms(gain, x, dy);
-            self.q[r][turn] += terms.0;
-            self.qd[r][turn] += terms.1;
+            self.q[r][k] += terms.0;
+            self.qd[r][k] += terms.1;
             *dgain += terms.2;
             *dbias += dy;
         } else {
             let terms = self.lanes[r].terms_about_zero(gain, x, dy);
-            self.qd[r][turn] += terms.0;
+            self.qd[r][k] += terms.0;
             *dgain += terms.1;
+        }
+    }
+
+    /// With the pairs of vectors of a block. Asks for what goes with them meanwhile.
+    #[inline(always)]
+    fn add_pairs<S: Simd, T: Number, const A: usize>(
+        &mut self,
+        simd: S,
+        gains: &[Turns<T::Chunk>],
+        x: [&[Turns<T::Chunk>]; P],
+        dy: [&[Turns<T::Chunk>]; P],
+        [dgains, dbiases]: [&mut [Turns<T::Chunk>]; 2],
+        prefetch: [Prefetch<'_, T>; A],
+    ) where
+        V: SimdBase<S, Element = T>,
+    {
+        let count = gains.len();
+        let (dgains, dbiases) = (&mut dgains[..count], &mut dbiases[..count]);
+        let (x, dy) = (x.map(|x| &x[..count]), dy.map(|dy| &dy[..count]));
+        for i in 0..count {
+            for k in 0..K {
+                if k * V::LEN % T::LANES == 0 {
+                    Prefetch::lines(prefetch, TURNS * i * T::LANES + k * V::LEN);
+                }
+                let gain = load_part(simd, &gains[i], k);
+                let mut columns = [load_part(simd, &dgains[i], k); 2];
+                if CENTRED {
+                    columns[1] = load_part(simd, &dbiases[i], k);
+                }
+                for r in 0..P {
+                    let row = [load_part(simd, &x[r][i], k), load_part(simd, &dy[r][i], k)];
+                    self.add(r, k, gain, row, &mut columns);
+                }
+                store_part(columns[0], &mut dgains[i], k);
+                if CENTRED {
+                    store_part(columns[1], &mut dbiases[i], k);
+                }
+            }
         }
     }
 }
@@ -143,35 +201,24 @@ pub(crate) fn sums<S: Simd, T: Number, const P: usize, const CENTRED: bool, cons
     prefetch: [Prefetch<'_, T>; A],
 ) -> [(Vector<S, T>, Vector<S, T>); P] {
     let zero = splat(simd, T::zero());
-    let zeros = [[zero; TURNS]; P];
-    let mut sums = Turned::<_, P, CENTRED> { lanes: [Lanes::of_row(simd, &rows[0]); P], q: zeros, qd: zeros };
-    for (lanes, row) in sums.lanes.iter_mut().zip(rows) {
-        *lanes = Lanes::of_row(simd, row);
-    }
+    let mut sums = Turned::<Vector<S, T>, P, TURNS, CENTRED>::new(simd, rows);
     let gains = vectors(gain);
     let (xs, dys) = (x.map(vectors), dy.map(vectors));
     let (dgains, odd_dgain) = T::chunks_mut(columns.dgain).0.as_chunks_mut::<TURNS>();
     let (dbiases, odd_dbias) = T::chunks_mut(columns.dbias).0.as_chunks_mut::<TURNS>();
-    {
-        let count = gains.pairs.len();
-        let (dgains, dbiases) = (&mut dgains[..count], &mut dbiases[..count]);
-        let (x, dy) = (xs.map(|x| &x.pairs[..count]), dys.map(|dy| &dy.pairs[..count]));
-        for i in 0..count {
+    let (x_pairs, dy_pairs, column_pairs) = (xs.map(|x| x.pairs), dys.map(|dy| dy.pairs), [dgains, dbiases]);
+    if const { is_avx2::<S>() } {
+        // A register after the other: a vector has two, and their terms side by side are more than there are registers for.
+        let mut halves = Turned::<Half<S, T>, P, { 2 * TURNS }, CENTRED>::new(simd, rows);
+        halves.add_pairs(simd, gains.pairs, x_pairs, dy_pairs, column_pairs, prefetch);
+        for r in 0..P {
             for t in 0..TURNS {
-                Prefetch::lines(prefetch, (TURNS * i + t) * T::LANES);
-                let gain = load::<S, T>(simd, &gains.pairs[i][t]);
-                let dbias = if CENTRED { load::<S, T>(simd, &dbiases[i][t]) } else { zero };
-                let mut columns = [load::<S, T>(simd, &dgains[i][t]), dbias];
-                for r in 0..P {
-                    let x = load::<S, T>(simd, &x[r][i][t]);
-                    sums.add(r, t, gain, [x, load::<S, T>(simd, &dy[r][i][t])], &mut columns);
-                }
-                columns[0].store_array(&mut dgains[i][t]);
-                if CENTRED {
-                    columns[1].store_array(&mut dbiases[i][t]);
-                }
+                sums.q[r][t] = halves.q[r][2 * t].combine(halves.q[r][2 * t + 1]);
+                sums.qd[r][t] = halves.qd[r][2 * t].combine(halves.qd[r][2 * t + 1]);
             }
         }
+    } else {
+        sums.add_pairs(simd, gains.pairs, x_pairs, dy_pairs, column_pairs, prefetch);
     }
     if let (Some(gain), [dgains], [dbiases]) = (gains.odd, odd_dgain, odd_dbias) {
         let gain = load::<S, T>(simd, gain);
@@ -269,12 +316,11 @@ pub(crate) struct Second<V> {
 
 impl<V: Copy> Second<V> {
     #[inline(always)]
-    pub(crate) fn new<S: Simd, T: Number<Vector<S> = V>>(
-        simd: S,
-        row: &Row<T>,
-        coefficients: &Coefficients<T>,
-    ) -> Self {
-        Self { row: Lanes::of_row(simd, row), k: splat(simd, coefficients.k), m: splat(simd, coefficients.m) }
+    pub(crate) fn new<S: Simd, T: Number>(simd: S, row: &Row<T>, coefficients: &Coefficients<T>) -> Self
+    where
+        V: SimdBase<S, Element = T>,
+    {
+        Self { row: Lanes::of_row(simd, row), k: V::splat(simd, coefficients.k), m: V::splat(simd, coefficients.m) }
     }
 
     /// Not `CENTRED`, if the spread is about 0: mean, low and k are 0, and the bits the same.

@@ -259,7 +259,10 @@ struct Tangent<V> {
 
 impl<V: Copy> Tangent<V> {
     #[inline(always)]
-    fn new<S: Simd, T: Number<Vector<S> = V>>(simd: S, row: &Row<T>, scale: Scale<V>, p: Projection<T>) -> Self {
+    fn new<S: Simd, T: Number<Vector<S> = V>>(simd: S, row: &Row<T>, scale: Scale<V>, p: Projection<T>) -> Self
+    where
+        V: SimdBase<S, Element = T>,
+    {
         Self { row: Lanes::of_row(simd, row), p: p.splat(simd), scale }
     }
 
