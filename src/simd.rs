@@ -254,29 +254,16 @@ pub(crate) fn load<S: Simd, T: Number>(simd: S, chunk: &T::Chunk) -> Vector<S, T
     Vector::<S, T>::load_array_ref(simd, chunk)
 }
 
-/// Register `V` number `k` of some chunks: each has as many as it is longer than a register.
+/// Part `h` of a chunk, which is as long as `V`: a [`Vector`], or a [`Half`] where a register is no longer.
 #[inline(always)]
-pub(crate) fn load_part<S: Simd, T: Number, V: SimdBase<S, Element = T>>(simd: S, chunks: &[T::Chunk], k: usize) -> V {
-    let (chunk, start) = part::<S, T, V>(k);
-    V::from_slice(simd, &chunks[chunk].as_ref()[start..start + V::LEN])
+pub(crate) fn load_part<S: Simd, T: Number, V: SimdBase<S, Element = T>>(simd: S, chunk: &T::Chunk, h: usize) -> V {
+    V::from_slice(simd, &chunk.as_ref()[h * V::LEN..][..V::LEN])
 }
 
 /// Stores what [`load_part`] loads.
 #[inline(always)]
-pub(crate) fn store_part<S: Simd, T: Number, V: SimdBase<S, Element = T>>(
-    part_of: V,
-    chunks: &mut [T::Chunk],
-    k: usize,
-) {
-    let (chunk, start) = part::<S, T, V>(k);
-    part_of.store_slice(&mut chunks[chunk].as_mut()[start..start + V::LEN]);
-}
-
-/// The chunk that has register number `k`, and its first element there.
-#[inline(always)]
-fn part<S: Simd, T: Number, V: SimdBase<S>>(k: usize) -> (usize, usize) {
-    let parts = T::LANES / V::LEN;
-    (k / parts, k % parts * V::LEN)
+pub(crate) fn store_part<S: Simd, T: Number, V: SimdBase<S, Element = T>>(part: V, chunk: &mut T::Chunk, h: usize) {
+    part.store_slice(&mut chunk.as_mut()[h * V::LEN..][..V::LEN]);
 }
 
 /// Vectors of a row from which on its stores are made to meet cache lines: arrays are aligned to 16 bytes more often

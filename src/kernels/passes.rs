@@ -149,22 +149,23 @@ impl<V: Copy, const P: usize, const K: usize, const CENTRED: bool> Turned<V, P, 
         let (dgains, dbiases) = (&mut dgains[..count], &mut dbiases[..count]);
         let (x, dy) = (x.map(|x| &x[..count]), dy.map(|dy| &dy[..count]));
         for i in 0..count {
-            for k in 0..K {
-                if k * V::LEN % T::LANES == 0 {
-                    Prefetch::lines(prefetch, TURNS * i * T::LANES + k * V::LEN);
-                }
-                let gain = load_part(simd, &gains[i], k);
-                let mut columns = [load_part(simd, &dgains[i], k); 2];
-                if CENTRED {
-                    columns[1] = load_part(simd, &dbiases[i], k);
-                }
-                for r in 0..P {
-                    let row = [load_part(simd, &x[r][i], k), load_part(simd, &dy[r][i], k)];
-                    self.add(r, k, gain, row, &mut columns);
-                }
-                store_part(columns[0], &mut dgains[i], k);
-                if CENTRED {
-                    store_part(columns[1], &mut dbiases[i], k);
+            for t in 0..TURNS {
+                Prefetch::lines(prefetch, (TURNS * i + t) * T::LANES);
+                for h in 0..K / TURNS {
+                    let gain = load_part::<S, T, V>(simd, &gains[i][t], h);
+                    let mut columns = [load_part::<S, T, V>(simd, &dgains[i][t], h); 2];
+                    if CENTRED {
+                        columns[1] = load_part::<S, T, V>(simd, &dbiases[i][t], h);
+                    }
+                    for r in 0..P {
+                        let row =
+                            [load_part::<S, T, V>(simd, &x[r][i][t], h), load_part::<S, T, V>(simd, &dy[r][i][t], h)];
+                        self.add(r, K / TURNS * t + h, gain, row, &mut columns);
+                    }
+                    store_part::<S, T, V>(columns[0], &mut dgains[i][t], h);
+                    if CENTRED {
+                        store_part::<S, T, V>(columns[1], &mut dbiases[i][t], h);
+                    }
                 }
             }
         }
