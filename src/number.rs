@@ -144,16 +144,22 @@ fn two_sum(a: f64, b: f64) -> Pair {
     Pair { hi, lo: (a - (hi - back)) + (b - back) }
 }
 
+/// What rounding left behind, or 0 where that is no number: beside an infinite sum nothing is left, and the sum stays infinite.
+#[inline(always)]
+fn left(lo: f64) -> f64 {
+    if lo.is_nan() { 0.0 } else { lo }
+}
+
 impl Wide for Pair {
     #[inline(always)]
     fn add(self, x: f64) -> Self {
         let sum = two_sum(self.hi, x);
-        two_sum(sum.hi, sum.lo + self.lo)
+        two_sum(sum.hi, left(sum.lo + self.lo))
     }
     #[inline(always)]
     fn join(self, other: Self) -> Self {
         let sum = two_sum(self.hi, other.hi);
-        two_sum(sum.hi, sum.lo + (self.lo + other.lo))
+        two_sum(sum.hi, left(sum.lo + (self.lo + other.lo)))
     }
     #[inline(always)]
     fn negate(self) -> Self {
@@ -161,7 +167,7 @@ impl Wide for Pair {
     }
     #[inline(always)]
     fn value(self) -> f64 {
-        self.hi + self.lo
+        self.hi + left(self.lo)
     }
 }
 
@@ -301,6 +307,14 @@ mod tests {
         assert_eq!(sum.value(), 2f64.powi(-80));
         let other = Pair::default().add(1e-30).add(1.0);
         assert_eq!(sum.join(other).join(other.negate()).value(), 2f64.powi(-80));
+    }
+
+    #[test]
+    fn an_infinite_pair_stays_infinite() {
+        let infinite = Pair::default().add(1.0).add(f64::INFINITY);
+        assert_eq!(infinite.add(-1.0).join(Pair::default().add(2.0)).value(), f64::INFINITY);
+        assert!(infinite.add(f64::NEG_INFINITY).value().is_nan());
+        assert!(Pair::default().add(f64::NAN).add(1.0).value().is_nan());
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //!   of other scales.
 //! * The largest numbers, and tiny ones beside any eps, give the y and dx of the oracle.
 //! * A constant row gives exactly the bias; with eps = 0 also dx = 0.
-//! * NaN or infinity makes y and dx of its row NaN. Subnormal elements give a finite y.
+//! * NaN or infinity makes y and dx of its row NaN; in dy, dgain and dbias of its column what it is. Subnormal elements give a
+//!   finite y.
 //!
 //! The kernels rescale rows whose variance leaves 2^±60 (f32) or 2^±450 (f64): that is where bits would change first.
 
@@ -329,6 +330,31 @@ fn a_row_that_is_not_finite_spoils_no_other<T: Number>() {
     }
 }
 
+fn an_infinite_dy_makes_its_columns_infinite_and_no_other<T: Number>() {
+    for (features, rows) in [(5, 1), (5, 300), (64, 65), (768, 64), (768, 65), (768, 2000), (LONG, 70)] {
+        let norm = layer::<T>(features, 1e-5);
+        let (x, mut dy) = (drawn(rows, features, 15), drawn(rows, features, 16));
+        let clean = pass(&norm, &x, &dy).grad;
+        let (row, column) = (rows / 2, features / 2);
+        for bad in [f64::INFINITY, f64::NEG_INFINITY, f64::NAN] {
+            dy[[row, column]] = T::of(bad);
+            let what = format!("{bad} at [{row}, {column}] of {rows} x {features}");
+            let (mut got, mut want) = (pass(&norm, &x, &dy).grad, clean.clone());
+            let [dgain, dbias] = [got.gain().unwrap()[column], got.bias().unwrap()[column]];
+            if bad.is_nan() {
+                assert!(dgain.is_nan() && dbias.is_nan(), "{what}: dgain {dgain}, dbias {dbias}");
+            } else {
+                assert!(dgain.is_infinite() && dbias == T::of(bad), "{what}: dgain {dgain}, dbias {dbias}");
+            }
+            for grad in [&mut got, &mut want] {
+                grad.gain_mut().unwrap()[column] = T::zero();
+                grad.bias_mut().unwrap()[column] = T::zero();
+            }
+            assert_gradients(&got, &want, what);
+        }
+    }
+}
+
 fn subnormal_elements_give_a_finite_y<T: Number>() {
     for features in [1, 2, 5, 64, 65, 768, 5000, LONG] {
         let x = Array2::from_shape_fn((12, features), |(row, i)| {
@@ -385,6 +411,7 @@ for_f32_and_f64! {
         (&[3.3, 12345.678, 1e-30, 3e38, 0.0, -7e-4, -1e20, 1.0 / 3.0, 1e-38]),
         (&[3.3, 12345.678, 1e-30, 3e38, 0.0, -7e-4, -1e200, 1.0 / 3.0, 1e-300, 1.7e308]);
     a_row_that_is_not_finite_spoils_no_other: (), ();
+    an_infinite_dy_makes_its_columns_infinite_and_no_other: (), ();
     subnormal_elements_give_a_finite_y: (), ();
 }
 
