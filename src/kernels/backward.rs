@@ -108,12 +108,16 @@ fn plain_rows<S: Simd, T: Number, const CENTRED: bool>(
     let done = if alone {
         0
     } else if const { is_avx2::<S>() } {
-        // One row in the registers: of two, the sums and what they are of do not fit. The reductions are a large part of the work
-        // on short rows, and many rows do not stay in L1 between their passes.
+        // Registers hold the sums of one row and what they are of, or, without Q, of two. On short rows the reductions are a large
+        // part of the work; of longer ones, many do not stay in L1 between their passes.
         if vectors <= SHORT {
-            groups::<S, T, 8, 1, CENTRED, 0>(simd, layer, place, kept, x, dy, dx, columns, 0..rows / 8 * 8)
+            let groups =
+                if const { CENTRED } { groups::<S, T, 8, 1, CENTRED, 0> } else { groups::<S, T, 8, 2, CENTRED, 0> };
+            groups(simd, layer, place, kept, x, dy, dx, columns, 0..rows / 8 * 8)
         } else {
-            groups::<S, T, 2, 1, CENTRED, 0>(simd, layer, place, kept, x, dy, dx, columns, 0..rows / 2 * 2)
+            let groups =
+                if const { CENTRED } { groups::<S, T, 2, 1, CENTRED, 0> } else { groups::<S, T, 2, 2, CENTRED, 0> };
+            groups(simd, layer, place, kept, x, dy, dx, columns, 0..rows / 2 * 2)
         }
     } else if vectors <= 8 {
         groups::<S, T, 8, 2, CENTRED, 0>(simd, layer, place, kept, x, dy, dx, columns, 0..rows / 8 * 8)
