@@ -112,15 +112,39 @@ fn train<C: Recurrent<f32>>(options: &Options, cell: impl Fn(usize, &mut StdRng)
     let mut rng = StdRng::seed_from_u64(options.seed);
     let size = Size { characters: text.characters(), width: WIDTH, hidden, layers };
     let mut model = Model::new(size, cell, &mut rng);
+    let mut history = Vec::new();
+    let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} updates, {eta} left")?;
+    let bar = ProgressBar::new(updates as u64).with_style(style);
+
+    let outcome = learn(options, &text, &mut model, &bar, &mut history);
+    bar.finish_and_clear();
+
+    // Those of a training that went wrong, too.
+    plot::draw(&options.out, &title, &history)?;
+    println!("curves: {}", options.out.display());
+    outcome?;
+    if options.sample > 0 {
+        let first = text.encode(b'\n').unwrap_or(0);
+        let sample = sample::write(&model, first, options.sample, options.temperature, &mut rng)?;
+        println!("\n{}", text.decode(&sample));
+    }
+    Ok(())
+}
+
+/// All updates, or those until the loss is no longer finite.
+fn learn<C: Recurrent<f32>>(
+    options: &Options,
+    text: &Text,
+    model: &mut Model<C>,
+    bar: &ProgressBar,
+    history: &mut Vec<Measured>,
+) -> Result<(), Box<dyn Error>> {
+    let Options { batch, steps, updates, .. } = *options;
     let mut adam = Adam::new();
     let streams = Streams::new(&text.train, batch);
     let mut chunks = streams.chunks(steps);
     let mut states = model.zero_states(streams.batch());
     let (mut score, mut start, mut characters) = (Score::default(), Instant::now(), 0);
-    let mut history = Vec::new();
-
-    let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} updates, {eta} left")?;
-    let bar = ProgressBar::new(updates as u64).with_style(style);
 
     for update in 1..=updates {
         let chunk = match chunks.next() {
@@ -137,7 +161,7 @@ fn train<C: Recurrent<f32>>(options: &Options, cell: impl Fn(usize, &mut StdRng)
         loss::gradient(z, &chunk.targets, dz);
         model.backward(&chunk.inputs)?;
         model.clip(options.clip);
-        adam.step(&mut model, options.lr * (updates - update + 1) as f32 / updates as f32)?;
+        adam.step(model, options.lr * (updates - update + 1) as f32 / updates as f32)?;
         characters += chunk.targets.len();
         bar.inc(1);
 
@@ -146,7 +170,7 @@ fn train<C: Recurrent<f32>>(options: &Options, cell: impl Fn(usize, &mut StdRng)
             continue;
         }
         let speed = characters as f64 / start.elapsed().as_secs_f64();
-        let held_out = measure(&mut model, &text.held_out)?;
+        let held_out = measure(model, &text.held_out)?;
         let now = Measured { update, train_bits: score.nll() / LN_2, held_out_bits: held_out.nll() / LN_2 };
         let Measured { train_bits, held_out_bits, .. } = now;
         let wrong = held_out.error();
@@ -158,15 +182,6 @@ fn train<C: Recurrent<f32>>(options: &Options, cell: impl Fn(usize, &mut StdRng)
         }
         history.push(now);
         (score, start, characters) = (Score::default(), Instant::now(), 0);
-    }
-    bar.finish_and_clear();
-
-    plot::draw(&options.out, &title, &history)?;
-    println!("curves: {}", options.out.display());
-    if options.sample > 0 {
-        let first = text.encode(b'\n').unwrap_or(0);
-        let sample = sample::write(&model, first, options.sample, options.temperature, &mut rng)?;
-        println!("\n{}", text.decode(&sample));
     }
     Ok(())
 }

@@ -63,7 +63,7 @@ impl<I: Iterator<Item = OsString>> Arguments<I> {
         self.rest.next().map(text).transpose()
     }
 
-    fn parse_if<T: FromStr<Err: Display>>(
+    pub(crate) fn parse_if<T: FromStr<Err: Display>>(
         &mut self,
         check: impl FnOnce(&T) -> Result<(), &'static str>,
     ) -> Result<T, String> {

@@ -104,7 +104,8 @@ impl fmt::Display for Information {
         }
         let shares = self.shares.map(|(outputs, share)| format!("{share:.2} with {outputs}")).join(", ");
         writeln!(f, "\nWhat is exact is about 1 standard error off. Under layer norm w_i moves every output;")?;
-        writeln!(f, "eq. 13-14 count its own alone: of the trace of W's block {shares} outputs.")
+        writeln!(f, "eq. 13-14 count its own alone. Of outputs with equal and independent spread, that is")?;
+        writeln!(f, "of the trace of W's block {shares} outputs.")
     }
 }
 

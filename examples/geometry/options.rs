@@ -10,7 +10,7 @@ The geometry of a normalized model (section 5.2 of the layer normalization paper
 
 Usage: cargo run --release --example geometry -- [OPTIONS]
 
-  --samples N    outputs to draw for a Fisher information [100000]
+  --samples N    outputs to draw for a Fisher information, (a) and (c) [100000]
   --seed N       of all that is drawn [1]
   --out FILE     the figures, an SVG [target/geometry.svg]
   --help         this text
@@ -36,7 +36,7 @@ impl Options {
         let mut arguments = Arguments::new(arguments.into_iter());
         while let Some(name) = arguments.next_name()? {
             match name.as_str() {
-                "--samples" => options.samples = arguments.positive()?,
+                "--samples" => options.samples = arguments.parse_if(several)?,
                 "--seed" => options.seed = arguments.parse()?,
                 "--out" => options.out = arguments.value()?.into(),
                 "--help" | "-h" => return Ok(None),
@@ -45,6 +45,11 @@ impl Options {
         }
         Ok(Some(options))
     }
+}
+
+/// Outputs have a standard error.
+fn several(&samples: &usize) -> Result<(), &'static str> {
+    if samples > 1 { Ok(()) } else { Err("must be at least 2") }
 }
 
 #[cfg(test)]
@@ -81,7 +86,7 @@ mod tests {
         for (line, message) in [
             ("--frob 3", "unknown option `--frob`"),
             ("--out", "`--out` needs a value"),
-            ("--samples 0", "`--samples 0`: must be at least 1"),
+            ("--samples 1", "`--samples 1`: must be at least 2"),
             ("--seed -1", "`--seed -1`: invalid digit found in string"),
         ] {
             assert_eq!(options(line).unwrap_err(), message, "{line}");

@@ -49,17 +49,21 @@ pub(crate) fn run(options: &Options, seeds: usize, data: &Dataset) -> Result<(),
 
     let runs = runs(options, seeds);
     let start = Instant::now();
-    let histories = train(&runs, data)?;
-    let groups: Vec<_> = runs
-        .chunks(seeds)
-        .zip(histories.chunks(seeds))
-        .map(|(runs, seeds)| Group { norm: runs[0].norm, batch: runs[0].batch, seeds: seeds.to_vec() })
-        .collect();
+    let mut histories = vec![Vec::new(); runs.len()];
+    let outcome = train(&runs, data, &mut histories);
+    let groups: Vec<_> = runs.chunks(seeds).zip(histories.chunks(seeds)).filter_map(group).collect();
 
+    // What ended well, even if a training did not.
     print!("\n{}", table(&groups));
     figure::draw(&options.out, &title, &groups)?;
     println!("\n{} trainings in {} s; curves: {}", runs.len(), start.elapsed().as_secs(), options.out.display());
-    Ok(())
+    Ok(outcome?)
+}
+
+/// The runs of a group that went to their end, if any did.
+fn group((runs, histories): (&[Options], &[Vec<Epoch>])) -> Option<Group> {
+    let seeds: Vec<_> = histories.iter().filter(|epochs| !epochs.is_empty()).cloned().collect();
+    (!seeds.is_empty()).then(|| Group { norm: runs[0].norm, batch: runs[0].batch, seeds })
 }
 
 /// The trainings, those of a group one after another.
@@ -74,41 +78,37 @@ fn runs(options: &Options, seeds: usize) -> Vec<Options> {
     runs
 }
 
-/// The epochs of each run, or what stopped one of them.
+/// Fills in the epochs of each run that ends well, and says what one met that did not.
 ///
 /// As many runs at a time as there are CPUs: what a run gives does not depend on the others.
-fn train(runs: &[Options], data: &Dataset) -> Result<Vec<Vec<Epoch>>, String> {
+fn train(runs: &[Options], data: &Dataset, histories: &mut [Vec<Epoch>]) -> Result<(), String> {
     let images = runs.iter().map(|run| run.epochs * data.train.len()).sum::<usize>();
     let style =
         ProgressStyle::with_template("{wide_bar} {percent} %, {eta} left").map_err(|error| error.to_string())?;
     let bar = ProgressBar::new(images as u64).with_style(style);
     bar.enable_steady_tick(Duration::from_secs(1));
 
-    let mut histories = vec![Vec::new(); runs.len()];
     // The last ones, of small batches, take longest: they come first.
-    let queue = Mutex::new(runs.iter().zip(&mut histories).rev());
+    let queue = Mutex::new(runs.iter().zip(histories).rev());
     let queue = || queue.lock().unwrap_or_else(PoisonError::into_inner);
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(runs.len());
     let work = || -> Result<(), String> {
+        let mut outcome = Ok(());
         loop {
             let next = queue().next();
-            let Some((run, history)) = next else { return Ok(()) };
+            let Some((run, history)) = next else { return outcome };
             match train_one(run, data, &bar) {
                 Ok(epochs) => *history = epochs,
-                Err(problem) => {
-                    queue().by_ref().for_each(drop);
-                    return Err(problem);
-                }
+                Err(problem) => outcome = outcome.and(Err(problem)),
             }
         }
     };
-    let threads = thread::available_parallelism().map_or(1, usize::from).min(runs.len());
     let results: Vec<_> = thread::scope(|scope| {
         let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
         workers.into_iter().map(|worker| worker.join().expect("a training does not panic")).collect()
     });
     bar.finish_and_clear();
-    results.into_iter().collect::<Result<(), _>>()?;
-    Ok(histories)
+    results.into_iter().collect()
 }
 
 fn train_one(run: &Options, data: &Dataset, bar: &ProgressBar) -> Result<Vec<Epoch>, String> {
@@ -171,6 +171,14 @@ mod tests {
             .collect();
         assert_eq!(runs.iter().map(|run| (run.batch, run.norm.to_string(), run.seed)).collect::<Vec<_>>(), expected);
         assert!(runs.iter().all(|run| run.lr == 0.5));
+    }
+
+    #[test]
+    fn a_group_is_of_the_runs_that_ended_well() {
+        let runs = runs(&options("--compare"), 2);
+        let (good, bad) = (vec![epoch(1.0)], Vec::new());
+        assert_eq!(group((&runs[..2], &[bad.clone(), good.clone()])).unwrap().seeds, [good]);
+        assert!(group((&runs[..2], &[bad.clone(), bad])).is_none());
     }
 
     #[test]

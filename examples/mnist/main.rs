@@ -74,6 +74,9 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     };
     let [height, width] = data.train.size;
     println!("{} images to train on, {} to test, {height} x {width} pixels", data.train.len(), data.test.len());
+    if data.train.len() < 2 {
+        return Err("a training needs at least 2 images: one has no spread for batch norm".into());
+    }
     match options.compare {
         Some(seeds) => compare::run(options, seeds, &data),
         None => train(options, &data),
@@ -89,24 +92,31 @@ fn train(options: &Options, data: &Dataset) -> Result<(), Box<dyn Error>> {
     println!("{title}, seed {}", options.seed);
     println!("epoch   train NLL    test NLL   test error   images/s");
 
-    let mut training = Training::new(options, data);
     let mut history = Vec::new();
     let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} images, {eta} left")?;
     let bar = ProgressBar::new((options.epochs * images) as u64).with_style(style);
 
+    let outcome = learn(options, data, &bar, &mut history);
+    bar.finish_and_clear();
+
+    // Those of a training that went wrong, too.
+    plot::draw(&options.out, &title, &history)?;
+    println!("curves: {}", options.out.display());
+    outcome
+}
+
+/// All epochs, or those until the loss is no longer finite.
+fn learn(options: &Options, data: &Dataset, bar: &ProgressBar, history: &mut Vec<Epoch>) -> Result<(), Box<dyn Error>> {
+    let mut training = Training::new(options, data);
     for number in 1..=options.epochs {
         let start = Instant::now();
         let learned = training.learn(|images| bar.inc(images as u64))?;
-        let speed = images as f64 / start.elapsed().as_secs_f64();
+        let speed = data.train.len() as f64 / start.elapsed().as_secs_f64();
         let epoch = training.test(learned)?;
         let Epoch { train_nll, test_nll, test_error } = epoch;
         bar.suspend(|| println!("{number:5}  {train_nll:10.3e}  {test_nll:10.3e}   {test_error:8.2} %   {speed:8.0}"));
         epoch.check(options.lr)?;
         history.push(epoch);
     }
-    bar.finish_and_clear();
-
-    plot::draw(&options.out, &title, &history)?;
-    println!("curves: {}", options.out.display());
     Ok(())
 }

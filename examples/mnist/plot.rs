@@ -85,7 +85,7 @@ fn picture(root: &Area<'_>, epochs: &[Epoch]) -> Result<(), Box<dyn Error>> {
 /// The powers of ten around the values.
 fn decades(values: impl Iterator<Item = f64>) -> Range<f64> {
     let (low, high) = values.fold((1.0, 1e-3), |(low, high): (f64, f64), y| (low.min(y), high.max(y)));
-    decade(low)..10_f64.powf(high.log10().ceil())
+    decade(low)..10_f64.powf(high.max(10.0 * low).log10().ceil())
 }
 
 /// Where an axis starts that has the power of ten below the value: a little lower, so that it gets its label.
