@@ -115,8 +115,18 @@ pub enum Error {
         /// Whether the gain is 1 + γ.
         zero_centred: bool,
     },
+    /// `saved` was filled by a layer with another ε.
+    SavedEps {
+        /// ε of this layer.
+        expected: f64,
+        /// ε of the layer that filled `saved`.
+        got: f64,
+    },
     /// The unbiased variance of a batch of one row.
-    OneRow,
+    OneRow {
+        /// The argument that has the row.
+        argument: &'static str,
+    },
     /// The weight of a batch in running statistics is not within 0 and 1.
     Momentum {
         /// The value that came.
@@ -216,8 +226,13 @@ impl fmt::Display for Error {
                      {feature}: keep x, or x̂, in the place of y"
                 )
             }
-            Self::OneRow => f.write_str(
-                "`x` must have at least 2 rows, because the unbiased variance divides by rows − 1, but has 1",
+            Self::SavedEps { expected, got } => {
+                let [expected, got] = [expected, got].map(|eps| shortest(*eps));
+                write!(f, "`saved` must come from a layer with eps {expected}, but comes from one with {got}")
+            }
+            Self::OneRow { argument } => write!(
+                f,
+                "`{argument}` must have at least 2 rows, because the unbiased variance divides by rows − 1, but has 1",
             ),
             Self::Momentum { got } => write!(f, "`momentum` must be between 0 and 1, but is {got}"),
             Self::Empty { normalized } => write!(
@@ -226,6 +241,12 @@ impl fmt::Display for Error {
             ),
         }
     }
+}
+
+/// The digits that say which number it is: of an `f32`, those of an `f32`.
+fn shortest(x: f64) -> String {
+    let narrow = x as f32;
+    if f64::from(narrow) == x { format!("{narrow:e}") } else { format!("{x:e}") }
 }
 
 /// As it is said before a name: an x, a y.

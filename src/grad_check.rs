@@ -124,6 +124,12 @@ mod tests {
     }
 
     #[test]
+    fn a_step_is_as_large_as_its_place() {
+        let slope = slopes(&array![1e6], |x| x[0] * x[0])[0];
+        assert!((slope - 2e6).abs() < 2e-3, "{slope}");
+    }
+
+    #[test]
     #[should_panic(expected = "`gradient` must have the shape of `at`")]
     fn a_gradient_of_another_shape_panics() {
         compare(&array![1.0, 2.0], &array![1.0], |x| x.sum());

@@ -13,8 +13,8 @@ pub(crate) const LARGEST_BLOCK: usize = <f32 as Number>::BLOCK;
 
 /// What the kernels need to know of a number: `f32` and `f64`.
 ///
-/// Public because [`Element`](crate::Element) names it, unreachable because this module is private: that seals
-/// [`Element`](crate::Element).
+/// Public because [`Element`](crate::Element) names it. This module is private, so that nobody else can: that seals
+/// [`Element`](crate::Element). What is here may change with any release.
 pub trait Number: Float + SimdFloatElement + Debug + Display + Default + Into<f64> + Send + Sync + 'static {
     /// 64 bytes of elements, whatever the CPU: it splits where registers are narrower.
     type Vector<S: Simd>: SimdFloat<S, Element = Self, Array = Self::Chunk, ByteVector = u8x64<S>> + SimdSplit<S>;

@@ -32,7 +32,8 @@ use crate::error::{Error, Result};
 /// ```
 ///
 /// A file has the arrays of several layers, each under the name of its layer and its own. Not in the walk are ε, which
-/// parameters there are, whether a gain is zero-centred, and the [`Running`](crate::Running) statistics.
+/// parameters there are, whether a gain is zero-centred and a variance unbiased, where a cell has its norms, and the
+/// [`Running`](crate::Running) statistics.
 ///
 /// ```
 /// use std::collections::BTreeMap;

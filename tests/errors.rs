@@ -1,8 +1,8 @@
 //! A caller's mistake is an [`Error`] that names the argument and tells what would be right, and nothing has been
 //! written when it comes.
 
-use layernorm::ndarray::{Array1, Array2, Array3, array};
-use layernorm::{Affine, BatchNorm, Error, LayerNorm, Parameters, Result, RmsNorm, Saved};
+use layernorm::ndarray::{Array1, Array2, Array3, ArrayD, IxDyn, arr0, array};
+use layernorm::{Affine, BatchNorm, Error, LayerNorm, Parameters, Result, RmsNorm, Saved, WeightNorm};
 
 /// What a call could write. Every number in it is one that no call computes.
 struct Outputs {
@@ -166,6 +166,63 @@ fn a_parameter_of_another_shape_is_named() {
     assert_eq!(LayerNorm::<f64>::new([2, 3]).with_gain(Array1::ones(6)).unwrap_err().to_string(), text);
     let text = "`bias` must have shape [2, 3], but has [3, 2]";
     assert_eq!(LayerNorm::<f64>::new([2, 3]).with_bias(Array2::ones((3, 2))).unwrap_err().to_string(), text);
+}
+
+#[test]
+fn a_shape_that_goes_on_is_another() {
+    let text = "`gain` must have shape [3], but has [3, 2]";
+    assert_eq!(LayerNorm::<f32>::new(3).with_gain(Array2::ones((3, 2))).unwrap_err().to_string(), text);
+    let x = Array2::<f32>::zeros((2, 3)).into_dyn();
+    let mut y = ArrayD::zeros(IxDyn(&[2, 3, 2]));
+    let text = "`y` must have shape [2, 3], but has [2, 3, 2]";
+    assert_eq!(LayerNorm::new(3).infer_into(&x, &mut y).unwrap_err().to_string(), text);
+}
+
+#[test]
+fn saved_of_another_eps_is_refused() {
+    let x = Array2::from_shape_fn((2, 3), |(row, i)| (row + i * i) as f64);
+    let norm = LayerNorm::<f64>::new(3);
+    let other = norm.clone().with_eps(0.25).unwrap();
+    let (_, saved) = norm.forward(&x).unwrap();
+    let mut grad = norm.zero_grad();
+    let text = "`saved` must come from a layer with eps 2.5e-1, but comes from one with 1e-5";
+    let mut dx = x.clone();
+    assert_eq!(other.backward_into(&x, &saved, &x, &mut dx, &mut grad).unwrap_err().to_string(), text);
+    assert_eq!(other.backward_inplace(&x, &saved, &mut dx, &mut grad).unwrap_err().to_string(), text);
+    assert_eq!(other.jvp(&x, &saved, &x, &grad).unwrap_err().to_string(), text);
+    assert_eq!((dx, grad.gain().unwrap().sum()), (x.clone(), 0.0));
+
+    let norm = RmsNorm::<f32>::new(3);
+    let x = x.mapv(|x| x as f32);
+    let (_, saved) = norm.clone().with_eps(0.0).unwrap().forward(&x).unwrap();
+    let text = "`saved` must come from a layer with eps 1e-5, but comes from one with 0e0";
+    assert_eq!(norm.backward(&x, &saved, &x, &mut norm.zero_grad()).unwrap_err().to_string(), text);
+}
+
+#[test]
+fn arrays_are_made_after_the_arguments_were_seen() {
+    // More memory than there is.
+    let number = arr0(0.0_f32);
+    let huge = number.broadcast((1 << 44, 3)).unwrap();
+    let text = format!("`x` must have shape [_, 4], but has [{}, 3]", 1_u64 << 44);
+    assert_eq!(LayerNorm::new(4).forward(&huge).unwrap_err().to_string(), text);
+    assert_eq!(RmsNorm::new(4).infer(&huge).unwrap_err().to_string(), text);
+    assert_eq!(BatchNorm::new(4).forward(&huge).unwrap_err().to_string(), text);
+    assert_eq!(LayerNorm::new(4).forward_residual(&huge, &huge).unwrap_err().to_string(), text);
+    let text = format!("`v` must have shape [4, ..], but has [{}, 3]", 1_u64 << 44);
+    assert_eq!(WeightNorm::new(4).forward(&huge).unwrap_err().to_string(), text);
+}
+
+#[test]
+fn of_a_layer_over_no_axes_each_element_is_a_row() {
+    let norm = LayerNorm::<f32>::new(()).with_bias(arr0(0.5)).unwrap();
+    let x = Array2::from_shape_fn((3, 2), |(row, i)| (row * 2 + i) as f32);
+    let (y, saved) = norm.forward(&x).unwrap();
+    assert_eq!(y, Array2::from_elem((3, 2), 0.5));
+    assert_eq!(saved.mean(), Array1::from_iter(0..6).mapv(|i| i as f32));
+    let mut grad = norm.zero_grad();
+    assert_eq!(norm.backward(&x, &saved, &x, &mut grad).unwrap(), Array2::zeros((3, 2)));
+    assert_eq!(grad.bias().unwrap(), arr0(15.0).into_dyn());
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::kernels::batch::SavedColumns;
 use crate::kernels::moments::Spread;
 use crate::kernels::normalize::Layer;
-use crate::norm::row_norm::{RowNorm, gradient, slice};
+use crate::norm::row_norm::{RowNorm, check_saved_eps, gradient, slice};
 use crate::norm::running::{BatchSaved, Running};
 use crate::params::{Affine, Parameters, check_shape};
 
@@ -36,8 +36,8 @@ use crate::params::{Affine, Parameters, check_shape};
 /// # Bits
 ///
 /// A batch gives the same bits in any memory layout, on any number of threads and on every instruction set. So do the
-/// gradients of gain and bias. What a feature gives does not depend on the other features: a NaN or infinity makes its
-/// own feature NaN and no other. A constant feature gives exactly the bias, also with ε = 0.
+/// gradients of gain and bias. What a feature gives does not depend on the other features: in training, a NaN or infinity
+/// makes its own feature NaN and no other. A constant feature gives exactly the bias, also with ε = 0.
 ///
 /// # Example
 ///
@@ -158,6 +158,11 @@ impl<T: Element> BatchNorm<T> {
         self.inner.affine.zeros_like()
     }
 
+    /// Whether the variance is unbiased: [`with_unbiased_variance`](Self::with_unbiased_variance).
+    pub fn has_unbiased_variance(&self) -> bool {
+        self.unbiased
+    }
+
     /// Running statistics for [`infer`](Self::infer): mean 0 and variance 1, as of no batch yet.
     pub fn running(&self) -> Running<T> {
         Running::new(&self.inner.shape)
@@ -187,7 +192,7 @@ impl<T: Element> BatchNorm<T> {
     ///
     /// Reads `x` twice (from a cache the second time, if there are at most 64 rows) and writes `y` once.
     pub fn forward<D: Dimension>(&self, x: &ArrayRef<T, D>) -> Result<(Array<T, D>, BatchSaved<T>)> {
-        let (mut y, mut saved) = (Array::zeros(x.raw_dim()), BatchSaved::default());
+        let (mut y, mut saved) = (self.inner.zeros_like("x", x)?, BatchSaved::default());
         self.forward_into(x, &mut y, &mut saved)?;
         Ok((y, saved))
     }
@@ -215,7 +220,7 @@ impl<T: Element> BatchNorm<T> {
         let call = self.call(x.shape())?;
         check_shape("y", x.shape(), y.shape())?;
         self.check_rows(&call)?;
-        saved.fit(x.shape(), &self.inner.shape, self.unbiased);
+        saved.fit(x.shape(), &self.inner.shape, self.inner.spread.eps, self.unbiased);
         if !x.is_empty() {
             let BatchSaved { mean, low, variance, rstd, exponent, .. } = saved;
             let saved = SavedColumns { mean, low, variance, rstd, exponent };
@@ -230,8 +235,9 @@ impl<T: Element> BatchNorm<T> {
     /// y = gain ⊙ (x − μ)/√(σ² + ε) + bias      μ, σ²: those of `running`
     /// ```
     ///
-    /// σ² is a `T` here, which training does without: a feature whose spread has no square in `T` (above 1.8e19 in f32, below
-    /// 1e-23 with ε = 0) has an infinite one in `running`, or 0, and its y is the bias.
+    /// σ² is a `T` here, which training does without. A feature whose spread has no square in `T` (in f32 above 1.8e19, and with
+    /// ε = 0 below 2.7e-23) has an infinite one in `running`, or 0, and its y is the bias, or NaN where x − μ is not finite. With
+    /// ε = 0, spreads below 1e-20 cost y digits.
     ///
     /// # Shapes
     ///
@@ -243,7 +249,7 @@ impl<T: Element> BatchNorm<T> {
     /// [`Error::Trailing`] and [`Error::Empty`] as [`forward`](Self::forward); [`Error::Shape`] unless `running` has the
     /// normalized shape.
     pub fn infer<D: Dimension>(&self, x: &ArrayRef<T, D>, running: &Running<T>) -> Result<Array<T, D>> {
-        let mut y = Array::zeros(x.raw_dim());
+        let mut y = self.inner.zeros_like("x", x)?;
         self.infer_into(x, running, &mut y)?;
         Ok(y)
     }
@@ -308,7 +314,7 @@ impl<T: Element> BatchNorm<T> {
     ///
     /// As [`forward`](Self::forward); [`Error::Shape`] unless `dy` has the shape of `x`, [`Error::Saved`] or
     /// [`Error::SavedRows`] unless `saved` comes from a call on x of this shape, by a layer over as many features,
-    /// [`Error::SavedVariance`] unless that layer took the variance that this one takes,
+    /// [`Error::SavedVariance`] and [`Error::SavedEps`] unless that layer took the variance and the ε that this one takes,
     /// [`Error::Parameter`] unless `grad` has the parameters of this layer.
     ///
     /// # Cost
@@ -321,7 +327,7 @@ impl<T: Element> BatchNorm<T> {
         dy: &ArrayRef<T, D>,
         grad: &mut Affine<T>,
     ) -> Result<Array<T, D>> {
-        let mut dx = Array::zeros(x.raw_dim());
+        let mut dx = self.inner.zeros_like("x", x)?;
         self.backward_into(x, saved, dy, &mut dx, grad)?;
         Ok(dx)
     }
@@ -362,6 +368,7 @@ impl<T: Element> BatchNorm<T> {
         if saved.unbiased != self.unbiased {
             return Err(Error::SavedVariance { unbiased: self.unbiased });
         }
+        check_saved_eps(self.inner.spread.eps, saved.eps)?;
         if !x.is_empty() {
             batch::backward(&call, saved.kept(), x.view(), dy.view(), dx.view_mut(), gradient(grad));
         }
@@ -381,7 +388,7 @@ impl<T: Element> BatchNorm<T> {
     }
 
     fn check_rows(&self, call: &Call<'_, T>) -> Result<()> {
-        if self.unbiased && call.rows == 1 { Err(Error::OneRow) } else { Ok(()) }
+        if self.unbiased && call.rows == 1 { Err(Error::OneRow { argument: "x" }) } else { Ok(()) }
     }
 
     /// Mean and variance of each feature.

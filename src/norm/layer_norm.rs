@@ -60,6 +60,8 @@ pub struct LayerNorm<T> {
 impl<T: Element> LayerNorm<T> {
     /// A layer over trailing axes of this shape, gain 1 and bias 0 as in the paper, ε = 1e-5.
     ///
+    /// Of no axes, `()`, each element is a row of its own.
+    ///
     /// # Example
     ///
     /// ```
@@ -196,7 +198,7 @@ impl<T: Element> LayerNorm<T> {
     /// Reads `x` once, or twice where a row does not fit a core's cache, and writes `y` once. A fresh `y` of some MiB
     /// costs more in page faults than in arithmetic: in a loop, [`forward_into`](Self::forward_into) is much faster.
     pub fn forward<D: Dimension>(&self, x: &ArrayRef<T, D>) -> Result<(Array<T, D>, Saved<T>)> {
-        let (mut y, mut saved) = (Array::zeros(x.raw_dim()), Saved::default());
+        let (mut y, mut saved) = (self.rows.zeros_like("x", x)?, Saved::default());
         self.forward_into(x, &mut y, &mut saved)?;
         Ok((y, saved))
     }
@@ -234,7 +236,7 @@ impl<T: Element> LayerNorm<T> {
     ///
     /// As [`forward`](Self::forward).
     pub fn infer<D: Dimension>(&self, x: &ArrayRef<T, D>) -> Result<Array<T, D>> {
-        let mut y = Array::zeros(x.raw_dim());
+        let mut y = self.rows.zeros_like("x", x)?;
         self.infer_into(x, &mut y)?;
         Ok(y)
     }
@@ -282,7 +284,8 @@ impl<T: Element> LayerNorm<T> {
     /// # Errors
     ///
     /// As [`forward`](Self::forward); [`Error::Shape`] unless `dy` has the shape of `x`, [`Error::Saved`] or
-    /// [`Error::SavedRows`] unless `saved` has and has its rows, [`Error::Parameter`] unless `grad` has the parameters of this layer.
+    /// [`Error::SavedRows`] unless `saved` has and has its rows, [`Error::SavedEps`] unless it comes from a layer with the ε of
+    /// this one, [`Error::Parameter`] unless `grad` has the parameters of this layer.
     ///
     /// # Cost
     ///
@@ -295,7 +298,7 @@ impl<T: Element> LayerNorm<T> {
         dy: &ArrayRef<T, D>,
         grad: &mut Affine<T>,
     ) -> Result<Array<T, D>> {
-        let mut dx = Array::zeros(x.raw_dim());
+        let mut dx = self.rows.zeros_like("x", x)?;
         self.backward_into(x, saved, dy, &mut dx, grad)?;
         Ok(dx)
     }

@@ -29,7 +29,7 @@ impl<T: Element> RowNorm<T> {
     fn forward_inplace<D: Dimension>(&self, x: &mut ArrayRef<T, D>, saved: &mut Saved<T>) -> Result<()> {
         self.check_input("x", x.shape())?;
         let rows = self.rows(x.shape());
-        let saved = saved.fit(x.shape(), rows);
+        let saved = saved.fit(x.shape(), rows, self.spread.eps);
         self.call(rows, |call| rows::forward_inplace(call, x.view_mut(), Some(saved)));
         Ok(())
     }
@@ -146,7 +146,7 @@ macro_rules! lean {
             /// ```
             ///
             /// It differs from `backward` by what y lost to rounding, over the gain, and where a row's rstd is not a normal
-            /// number, which is taken from `saved` here.
+            /// number, which is taken from `saved` here: where it is infinite, so is dx, or NaN.
             ///
             /// # Shapes
             ///
@@ -196,6 +196,9 @@ macro_rules! lean {
             ///
             /// x̂ is the y of the same layer without gain and bias, and that layer's `saved` serves here; the y of this
             /// layer is gain ⊙ x̂ + bias. Any gain will do.
+            ///
+            /// It differs from `backward` by what x̂ lost to rounding, and where a row's rstd is not a normal number, which is
+            /// taken from `saved` here: where it is infinite, so is dx, or NaN.
             ///
             /// # Shapes
             ///

@@ -37,7 +37,7 @@ impl<T: Element> RowNorm<T> {
         check_shape("y", x.shape(), y.shape())?;
         check_shape("sum", x.shape(), sum.shape())?;
         let rows = self.rows(x.shape());
-        let saved = saved.fit(x.shape(), rows);
+        let saved = saved.fit(x.shape(), rows, self.spread.eps);
         let (mask, residual) = (mask.map(|mask| mask.view()), residual.view());
         let arrays = Residual { x: x.view(), mask, residual, y: y.view_mut(), sum: sum.view_mut() };
         self.call(rows, |call| rows::forward_residual(call, arrays, saved));
@@ -123,7 +123,8 @@ macro_rules! residual {
                 x: &ArrayRef<T, D>,
                 residual: &ArrayRef<T, D>,
             ) -> Result<(Array<T, D>, Array<T, D>, $saved<T>)> {
-                let [mut y, mut sum] = [(); 2].map(|()| Array::zeros(x.raw_dim()));
+                let mut y = self.rows.zeros_like("x", x)?;
+                let mut sum = y.clone();
                 let mut saved = $saved::default();
                 self.forward_residual_into(x, residual, &mut y, &mut sum, &mut saved)?;
                 Ok((y, sum, saved))
@@ -180,7 +181,8 @@ macro_rules! residual {
                 mask: &ArrayRef<T, D>,
                 residual: &ArrayRef<T, D>,
             ) -> Result<(Array<T, D>, Array<T, D>, $saved<T>)> {
-                let [mut y, mut sum] = [(); 2].map(|()| Array::zeros(x.raw_dim()));
+                let mut y = self.rows.zeros_like("x", x)?;
+                let mut sum = y.clone();
                 let mut saved = $saved::default();
                 self.forward_dropout_residual_into(x, mask, residual, &mut y, &mut sum, &mut saved)?;
                 Ok((y, sum, saved))
@@ -241,7 +243,7 @@ macro_rules! residual {
                 dsum: Option<&ArrayRef<T, D>>,
                 grad: &mut Affine<T>,
             ) -> Result<Array<T, D>> {
-                let mut dx = Array::zeros(sum.raw_dim());
+                let mut dx = self.rows.zeros_like("sum", sum)?;
                 self.backward_residual_into(sum, saved, dy, dsum, &mut dx, grad)?;
                 Ok(dx)
             }
@@ -304,7 +306,8 @@ macro_rules! residual {
                 mask: &ArrayRef<T, D>,
                 grad: &mut Affine<T>,
             ) -> Result<(Array<T, D>, Array<T, D>)> {
-                let [mut dx, mut dresidual] = [(); 2].map(|()| Array::zeros(sum.raw_dim()));
+                let mut dx = self.rows.zeros_like("sum", sum)?;
+                let mut dresidual = dx.clone();
                 self.backward_dropout_residual_into(sum, saved, dy, dsum, mask, &mut dx, &mut dresidual, grad)?;
                 Ok((dx, dresidual))
             }

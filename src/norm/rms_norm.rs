@@ -159,7 +159,7 @@ impl<T: Element> RmsNorm<T> {
     ///
     /// Reads `x` once, or twice where a row does not fit a core's cache, and writes `y` once.
     pub fn forward<D: Dimension>(&self, x: &ArrayRef<T, D>) -> Result<(Array<T, D>, RmsSaved<T>)> {
-        let (mut y, mut saved) = (Array::zeros(x.raw_dim()), RmsSaved::default());
+        let (mut y, mut saved) = (self.rows.zeros_like("x", x)?, RmsSaved::default());
         self.forward_into(x, &mut y, &mut saved)?;
         Ok((y, saved))
     }
@@ -197,7 +197,7 @@ impl<T: Element> RmsNorm<T> {
     ///
     /// As [`forward`](Self::forward).
     pub fn infer<D: Dimension>(&self, x: &ArrayRef<T, D>) -> Result<Array<T, D>> {
-        let mut y = Array::zeros(x.raw_dim());
+        let mut y = self.rows.zeros_like("x", x)?;
         self.infer_into(x, &mut y)?;
         Ok(y)
     }
@@ -259,7 +259,7 @@ impl<T: Element> RmsNorm<T> {
         dy: &ArrayRef<T, D>,
         grad: &mut Affine<T>,
     ) -> Result<Array<T, D>> {
-        let mut dx = Array::zeros(x.raw_dim());
+        let mut dx = self.rows.zeros_like("x", x)?;
         self.backward_into(x, saved, dy, &mut dx, grad)?;
         Ok(dx)
     }

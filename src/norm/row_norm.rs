@@ -90,7 +90,7 @@ impl<T: Element> RowNorm<T> {
         self.check_input("x", x.shape())?;
         check_shape("y", x.shape(), y.shape())?;
         let rows = self.rows(x.shape());
-        let saved = saved.fit(x.shape(), rows);
+        let saved = saved.fit(x.shape(), rows, self.spread.eps);
         self.call(rows, |call| rows::forward(call, x.view(), y.view_mut(), Some(saved)));
         Ok(())
     }
@@ -125,6 +125,16 @@ impl<T: Element> RowNorm<T> {
         Ok(())
     }
 
+    /// An array of the shape of an input, which is checked before: 0.
+    pub(crate) fn zeros_like<D: Dimension>(
+        &self,
+        argument: &'static str,
+        input: &ArrayRef<T, D>,
+    ) -> Result<Array<T, D>> {
+        self.check_input(argument, input.shape())?;
+        Ok(Array::zeros(input.raw_dim()))
+    }
+
     pub(crate) fn check_input(&self, argument: &'static str, shape: &[usize]) -> Result<()> {
         if self.features == 0 {
             return Err(Error::Empty { normalized: self.shape.clone() });
@@ -145,7 +155,7 @@ impl<T: Element> RowNorm<T> {
         grad: &Affine<T>,
     ) -> Result<()> {
         self.check_input(argument, shape)?;
-        saved.check("x", shape, self.rows(shape))?;
+        saved.check("x", shape, self.rows(shape), self.spread.eps)?;
         self.affine.check_same(grad, "grad")
     }
 
@@ -189,13 +199,21 @@ pub(crate) fn gradient<T: Element>(grad: &mut Affine<T>) -> Gradient<'_, T> {
     Gradient { gain: slice_mut(&mut grad.gain), bias: slice_mut(&mut grad.bias) }
 }
 
+/// Whether what was kept with `got` is of use to a layer with `expected`.
+pub(crate) fn check_saved_eps(expected: f64, got: f64) -> Result<()> {
+    if expected == got { Ok(()) } else { Err(Error::SavedEps { expected, got }) }
+}
+
 /// What forward keeps of `x` for backward: a few numbers a row.
 ///
-/// It remembers the shape and the rows of that x, and backward refuses others. It does not hold x: pass the same one again.
+/// It remembers the shape and the rows of that x and the layer's ε, and backward refuses others. It does not hold x: pass the
+/// same one again.
 #[derive(Clone, Debug)]
 pub struct Saved<T> {
     /// The shape of x; nothing before the first call.
     shape: Option<Vec<usize>>,
+    /// ε of the layer.
+    eps: f64,
     mean: Vec<T>,
     /// What rounding left behind of the mean.
     low: Vec<T>,
@@ -207,7 +225,7 @@ pub struct Saved<T> {
 impl<T> Default for Saved<T> {
     /// Belongs to no call yet: for the first [`forward_into`](crate::LayerNorm::forward_into).
     fn default() -> Self {
-        Self { shape: None, mean: Vec::new(), low: Vec::new(), rstd: Vec::new(), exponent: Vec::new() }
+        Self { shape: None, eps: 0.0, mean: Vec::new(), low: Vec::new(), rstd: Vec::new(), exponent: Vec::new() }
     }
 }
 
@@ -232,19 +250,20 @@ impl<T: Element> Saved<T> {
         self.rstd.as_slice().into()
     }
 
-    /// Whether it comes from a call on an array of that shape, of so many rows.
-    pub(crate) fn check(&self, argument: &'static str, expected: &[usize], rows: usize) -> Result<()> {
+    /// Whether it comes from a call on an array of that shape, of so many rows, with this ε.
+    pub(crate) fn check(&self, argument: &'static str, expected: &[usize], rows: usize, eps: f64) -> Result<()> {
         if !self.shape.as_deref().is_some_and(|shape| same_shape(shape, expected)) {
             return Err(Error::Saved { argument, expected: expected.to_vec(), got: self.shape.clone() });
         }
         if self.mean.len() != rows {
             return Err(Error::SavedRows { argument, expected: rows, got: self.mean.len() });
         }
-        Ok(())
+        check_saved_eps(eps, self.eps)
     }
 
-    /// Room for the rows of an array of that shape, of which there are so many.
-    pub(crate) fn fit(&mut self, shape: &[usize], rows: usize) -> SavedRows<'_, T> {
+    /// Room for the rows of an array of that shape, of which there are so many, for a layer with this ε.
+    pub(crate) fn fit(&mut self, shape: &[usize], rows: usize, eps: f64) -> SavedRows<'_, T> {
+        self.eps = eps;
         let ours = self.shape.get_or_insert_default();
         if !same_shape(ours, shape) {
             ours.clear();

@@ -21,6 +21,8 @@ pub struct BatchSaved<T> {
     pub(crate) low: Vec<T>,
     pub(crate) variance: Vec<T>,
     pub(crate) rstd: Vec<T>,
+    /// ε of the layer.
+    pub(crate) eps: f64,
     /// Whether `variance` is divided by N − 1.
     pub(crate) unbiased: bool,
     /// Not 0 where a column had to be rescaled.
@@ -31,7 +33,17 @@ impl<T> Default for BatchSaved<T> {
     /// Belongs to no call yet: for the first [`forward_into`](crate::BatchNorm::forward_into).
     fn default() -> Self {
         let [mean, low, variance, rstd] = [const { Vec::new() }; 4];
-        Self { shape: None, normalized: vec![0], mean, low, variance, rstd, unbiased: false, exponent: Vec::new() }
+        Self {
+            shape: None,
+            normalized: vec![0],
+            mean,
+            low,
+            variance,
+            rstd,
+            eps: 0.0,
+            unbiased: false,
+            exponent: Vec::new(),
+        }
     }
 }
 
@@ -71,7 +83,7 @@ impl<T: Element> BatchSaved<T> {
         ArrayViewD::from_shape(IxDyn(&self.normalized), numbers).expect("one number a feature")
     }
 
-    pub(crate) fn fit(&mut self, shape: &[usize], normalized: &[usize], unbiased: bool) {
+    pub(crate) fn fit(&mut self, shape: &[usize], normalized: &[usize], eps: f64, unbiased: bool) {
         for (ours, new) in [(self.shape.get_or_insert_default(), shape), (&mut self.normalized, normalized)] {
             ours.clear();
             ours.extend_from_slice(new);
@@ -82,7 +94,7 @@ impl<T: Element> BatchSaved<T> {
             numbers.resize(features, T::zero());
         }
         self.exponent.resize(features, 0);
-        self.unbiased = unbiased;
+        (self.eps, self.unbiased) = (eps, unbiased);
     }
 
     pub(crate) fn kept(&self) -> KeptColumns<'_, T> {
@@ -131,7 +143,8 @@ impl<T: Element> Running<T> {
     ///
     /// # Errors
     ///
-    /// [`Error::Momentum`] unless it is within 0 and 1, [`Error::Shape`] unless `saved` is of a layer of this shape.
+    /// [`Error::Momentum`] unless it is within 0 and 1, [`Error::Saved`] if no call has filled `saved`, [`Error::Shape`] unless
+    /// it is of a layer of this shape.
     pub fn update(&mut self, saved: &BatchSaved<T>, momentum: T) -> Result<()> {
         self.blend(saved, momentum, false)
     }
@@ -165,10 +178,13 @@ impl<T: Element> Running<T> {
         if !(0.0..=1.0).contains(&weight) {
             return Err(Error::Momentum { got: weight });
         }
+        if saved.shape.is_none() {
+            return Err(Error::Saved { argument: "x", expected: self.mean.shape().to_vec(), got: None });
+        }
         check_shape("saved", self.mean.shape(), &saved.normalized)?;
         let rows = saved.rows();
         if unbiased && rows == 1 {
-            return Err(Error::OneRow);
+            return Err(Error::OneRow { argument: "saved" });
         }
         if rows > 0 {
             let correction = if unbiased && !saved.unbiased { rows as f64 / (rows - 1) as f64 } else { 1.0 };

@@ -23,7 +23,7 @@ impl<T: Element> RowNorm<T> {
         y_tangent: &mut ArrayRef<T, D>,
     ) -> Result<()> {
         self.check_input("x", x.shape())?;
-        saved.check("x", x.shape(), self.rows(x.shape()))?;
+        saved.check("x", x.shape(), self.rows(x.shape()), self.spread.eps)?;
         check_shape("x_tangent", x.shape(), x_tangent.shape())?;
         self.affine.check_same(tangent, "tangent")?;
         check_shape("y_tangent", x.shape(), y_tangent.shape())?;
@@ -114,7 +114,7 @@ macro_rules! second_order {
                 x_tangent: &ArrayRef<T, D>,
                 tangent: &Affine<T>,
             ) -> Result<Array<T, D>> {
-                let mut y_tangent = Array::zeros(x.raw_dim());
+                let mut y_tangent = self.rows.zeros_like("x", x)?;
                 self.jvp_into(x, saved, x_tangent, tangent, &mut y_tangent)?;
                 Ok(y_tangent)
             }
@@ -212,7 +212,8 @@ macro_rules! second_order {
                 dgrad: &Affine<T>,
                 grad: &mut Affine<T>,
             ) -> Result<(Array<T, D>, Array<T, D>)> {
-                let [mut dx, mut ddy] = [(); 2].map(|()| Array::zeros(x.raw_dim()));
+                let mut dx = self.rows.zeros_like("x", x)?;
+                let mut ddy = dx.clone();
                 self.double_backward_into(x, saved, dy, ddx, dgrad, &mut dx, &mut ddy, grad)?;
                 Ok((dx, ddy))
             }

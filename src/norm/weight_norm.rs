@@ -146,6 +146,7 @@ impl<T: Element> WeightNorm<T> {
     ///
     /// Reads `v` and writes `w` once; where a row does not fit a core's cache, it reads `v` twice.
     pub fn forward<D: Dimension>(&self, v: &ArrayRef<T, D>) -> Result<(Array<T, D>, WeightSaved<T>)> {
+        self.check_input(v.shape())?;
         let (mut w, mut saved) = (Array::zeros(v.raw_dim()), WeightSaved::default());
         self.forward_into(v, &mut w, &mut saved)?;
         Ok((w, saved))
@@ -161,6 +162,7 @@ impl<T: Element> WeightNorm<T> {
     ///
     /// As [`forward`](Self::forward).
     pub fn infer<D: Dimension>(&self, v: &ArrayRef<T, D>) -> Result<Array<T, D>> {
+        self.check_input(v.shape())?;
         let mut w = Array::zeros(v.raw_dim());
         self.infer_into(v, &mut w)?;
         Ok(w)
@@ -239,6 +241,7 @@ impl<T: Element> WeightNorm<T> {
         dw: &ArrayRef<T, D>,
         grad: &mut Affine<T>,
     ) -> Result<Array<T, D>> {
+        self.check_input(v.shape())?;
         let mut dv = Array::zeros(v.raw_dim());
         self.backward_into(v, saved, dw, &mut dv, grad)?;
         Ok(dv)
@@ -267,7 +270,7 @@ impl<T: Element> WeightNorm<T> {
         grad: &mut Affine<T>,
     ) -> Result<()> {
         self.check_input(v.shape())?;
-        saved.rows.check("v", v.shape(), outputs(v.shape()))?;
+        saved.rows.check("v", v.shape(), outputs(v.shape()), 0.0)?;
         check_shape("dw", v.shape(), dw.shape())?;
         check_shape("dv", v.shape(), dv.shape())?;
         self.affine.check_same(grad, "grad")?;
@@ -280,7 +283,7 @@ impl<T: Element> WeightNorm<T> {
 
     fn forward_saving<D: Dimension>(&self, v: &ArrayRef<T, D>, w: &mut ArrayRef<T, D>, saved: Option<&mut Saved<T>>) {
         let call = self.call(v);
-        let saved = saved.map(|saved| saved.fit(v.shape(), call.rows));
+        let saved = saved.map(|saved| saved.fit(v.shape(), call.rows, 0.0));
         if let (false, Some(gain)) = (v.is_empty(), slice(&self.affine.gain)) {
             rows::forward_weights(&call, gain, v.view(), w.view_mut(), saved);
         }

@@ -31,7 +31,7 @@ impl<T: Element> Base<T> {
         start: Start,
         rng: &mut (impl rand::Rng + ?Sized),
     ) -> Self {
-        let columns = gates * hidden;
+        let columns = gates.checked_mul(hidden).expect("weights fit the address space");
         let others: Vec<_> = others.iter().map(|&(name, width)| (name, [width * hidden])).collect();
         let mut shapes: Vec<(_, &[usize])> = Vec::new();
         let matrices = [[input, columns], [hidden, columns]];
@@ -114,8 +114,9 @@ impl Size {
 
 /// A cell: what [`Recurrent`](crate::Recurrent) runs through time.
 ///
-/// Public because `Recurrent` names it, unreachable because this module is private: that seals `Recurrent`.
-#[expect(private_interfaces, reason = "unreachable from outside")]
+/// Public because `Recurrent` names it. This module is private, so that nobody else can: that seals `Recurrent`. What is here may
+/// change with any release.
+#[expect(private_interfaces, reason = "nobody else can name them")]
 pub trait Cell<T: Element>: Sized + Sync {
     fn base(&self) -> &Base<T>;
     fn base_mut(&mut self) -> &mut Base<T>;

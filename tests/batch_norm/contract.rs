@@ -387,6 +387,15 @@ fn mistakes_are_named_and_nothing_is_written() {
         "`saved` must come from a forward call on `x` as 2 rows, but comes from one of a layer of another normalized shape, \
          on 1"
     );
+    let unfilled = "`saved` must come from a forward call on an `x` of shape [4], but no call has filled it";
+    assert_eq!(text(norm.running().update(&BatchSaved::default(), 0.5)), unfilled);
+    assert_eq!(BatchSaved::<f32>::default().mean().shape(), [0]);
+    let (_, of_eps) = norm.clone().with_eps(1e-3).unwrap().forward(&x).unwrap();
+    assert_eq!(
+        text(norm.backward(&x, &of_eps, &x, &mut grad).map(drop)),
+        "`saved` must come from a layer with eps 1e-5, but comes from one with 1e-3"
+    );
+    assert!(!norm.has_unbiased_variance() && norm.clone().with_unbiased_variance().has_unbiased_variance());
     let text_of_other = "`saved` must have shape [4], but has [2, 4]";
     assert_eq!(text(norm.running().update(&other, 0.5)), text_of_other);
     assert_eq!(text(norm.running().update_unbiased(&other, 0.5)), text_of_other);
@@ -396,7 +405,7 @@ fn mistakes_are_named_and_nothing_is_written() {
     let (_, saved_of_one) = norm.forward(&one).unwrap();
     let why = "`x` must have at least 2 rows, because the unbiased variance divides by rows − 1, but has 1";
     let mut y_of_one = Array2::from_elem((1, 4), 7.0);
-    assert_eq!(text(norm.running().update_unbiased(&saved_of_one, 0.5)), why);
+    assert_eq!(text(norm.running().update_unbiased(&saved_of_one, 0.5)), why.replace("`x`", "`saved`"));
     assert_eq!(text(unbiased.forward_into(&one, &mut y_of_one, &mut kept)), why);
     assert_eq!(text(unbiased.backward_into(&one, &saved_of_one, &one, &mut y_of_one, &mut grad)), why);
     assert_eq!(y_of_one, Array2::from_elem((1, 4), 7.0));
