@@ -124,7 +124,7 @@ macro_rules! residual {
                 residual: &ArrayRef<T, D>,
             ) -> Result<(Array<T, D>, Array<T, D>, $saved<T>)> {
                 let mut y = self.rows.zeros_like("x", x)?;
-                let mut sum = y.clone();
+                let mut sum = self.rows.zeros_like("x", x)?;
                 let mut saved = $saved::default();
                 self.forward_residual_into(x, residual, &mut y, &mut sum, &mut saved)?;
                 Ok((y, sum, saved))
@@ -182,7 +182,7 @@ macro_rules! residual {
                 residual: &ArrayRef<T, D>,
             ) -> Result<(Array<T, D>, Array<T, D>, $saved<T>)> {
                 let mut y = self.rows.zeros_like("x", x)?;
-                let mut sum = y.clone();
+                let mut sum = self.rows.zeros_like("x", x)?;
                 let mut saved = $saved::default();
                 self.forward_dropout_residual_into(x, mask, residual, &mut y, &mut sum, &mut saved)?;
                 Ok((y, sum, saved))
@@ -307,7 +307,7 @@ macro_rules! residual {
                 grad: &mut Affine<T>,
             ) -> Result<(Array<T, D>, Array<T, D>)> {
                 let mut dx = self.rows.zeros_like("sum", sum)?;
-                let mut dresidual = dx.clone();
+                let mut dresidual = self.rows.zeros_like("sum", sum)?;
                 self.backward_dropout_residual_into(sum, saved, dy, dsum, mask, &mut dx, &mut dresidual, grad)?;
                 Ok((dx, dresidual))
             }

@@ -213,7 +213,7 @@ macro_rules! second_order {
                 grad: &mut Affine<T>,
             ) -> Result<(Array<T, D>, Array<T, D>)> {
                 let mut dx = self.rows.zeros_like("x", x)?;
-                let mut ddy = dx.clone();
+                let mut ddy = self.rows.zeros_like("x", x)?;
                 self.double_backward_into(x, saved, dy, ddx, dgrad, &mut dx, &mut ddy, grad)?;
                 Ok((dx, ddy))
             }

@@ -146,8 +146,7 @@ impl<T: Element> WeightNorm<T> {
     ///
     /// Reads `v` and writes `w` once; where a row does not fit a core's cache, it reads `v` twice.
     pub fn forward<D: Dimension>(&self, v: &ArrayRef<T, D>) -> Result<(Array<T, D>, WeightSaved<T>)> {
-        self.check_input(v.shape())?;
-        let (mut w, mut saved) = (Array::zeros(v.raw_dim()), WeightSaved::default());
+        let (mut w, mut saved) = (self.zeros_like(v)?, WeightSaved::default());
         self.forward_into(v, &mut w, &mut saved)?;
         Ok((w, saved))
     }
@@ -162,8 +161,7 @@ impl<T: Element> WeightNorm<T> {
     ///
     /// As [`forward`](Self::forward).
     pub fn infer<D: Dimension>(&self, v: &ArrayRef<T, D>) -> Result<Array<T, D>> {
-        self.check_input(v.shape())?;
-        let mut w = Array::zeros(v.raw_dim());
+        let mut w = self.zeros_like(v)?;
         self.infer_into(v, &mut w)?;
         Ok(w)
     }
@@ -241,8 +239,7 @@ impl<T: Element> WeightNorm<T> {
         dw: &ArrayRef<T, D>,
         grad: &mut Affine<T>,
     ) -> Result<Array<T, D>> {
-        self.check_input(v.shape())?;
-        let mut dv = Array::zeros(v.raw_dim());
+        let mut dv = self.zeros_like(v)?;
         self.backward_into(v, saved, dw, &mut dv, grad)?;
         Ok(dv)
     }
@@ -287,6 +284,12 @@ impl<T: Element> WeightNorm<T> {
         if let (false, Some(gain)) = (v.is_empty(), slice(&self.affine.gain)) {
             rows::forward_weights(&call, gain, v.view(), w.view_mut(), saved);
         }
+    }
+
+    /// An array of the shape of an input, which is checked before: 0.
+    fn zeros_like<D: Dimension>(&self, input: &ArrayRef<T, D>) -> Result<Array<T, D>> {
+        self.check_input(input.shape())?;
+        Ok(Array::zeros(input.raw_dim()))
     }
 
     fn check_input(&self, shape: &[usize]) -> Result<()> {
