@@ -71,6 +71,13 @@ pub enum Error {
         /// Whether this layer takes the unbiased variance.
         unbiased: bool,
     },
+    /// `saved` was filled by a layer with another ε.
+    SavedEps {
+        /// ε of this layer.
+        expected: f64,
+        /// ε of the layer that filled `saved`.
+        got: f64,
+    },
     /// `saved` was filled by a recurrent cell of another kind, placement of norms or number of hidden units.
     SavedCell {
         /// Hidden units of this cell.
@@ -114,13 +121,6 @@ pub enum Error {
         got: f64,
         /// Whether the gain is 1 + γ.
         zero_centred: bool,
-    },
-    /// `saved` was filled by a layer with another ε.
-    SavedEps {
-        /// ε of this layer.
-        expected: f64,
-        /// ε of the layer that filled `saved`.
-        got: f64,
     },
     /// The unbiased variance of a batch of one row.
     OneRow {
@@ -185,6 +185,10 @@ impl fmt::Display for Error {
                     "`saved` must come from a layer that takes the {ours} variance, but comes from one of the {other}"
                 )
             }
+            Self::SavedEps { expected, got } => {
+                let [expected, got] = [expected, got].map(|eps| shortest(*eps));
+                write!(f, "`saved` must come from a layer with eps {expected}, but comes from one with {got}")
+            }
             Self::SavedCell { expected, got } => {
                 write!(f, "`saved` must come from a forward call of such a cell with {expected} hidden units, but ")?;
                 if expected == got {
@@ -225,10 +229,6 @@ impl fmt::Display for Error {
                     "{gain} must be at least {least} or at most -{least} for x̂ to be found from y, but is {got} at feature \
                      {feature}: keep x, or x̂, in the place of y"
                 )
-            }
-            Self::SavedEps { expected, got } => {
-                let [expected, got] = [expected, got].map(|eps| shortest(*eps));
-                write!(f, "`saved` must come from a layer with eps {expected}, but comes from one with {got}")
             }
             Self::OneRow { argument } => write!(
                 f,

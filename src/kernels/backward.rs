@@ -42,7 +42,8 @@ use crate::simd::{self, Prefetch, Tail, Vector, ask_for_pages, is_avx2, is_avx51
 /// rows share it, where there are registers for them.
 const PAIRED: usize = 72;
 
-/// Vectors of the longest rows of which AVX2 takes eight at a time.
+/// Vectors of the longest rows of which AVX2 takes eight at a time: on short rows the reductions are a large part of the work, and
+/// of longer ones, eight do not stay in L1 between their passes.
 const SHORT: usize = 16;
 
 /// dx of rows of any number of features, side by side in `x`, `dy` and `dx`; adds their columns to `columns`.
@@ -108,8 +109,7 @@ fn plain_rows<S: Simd, T: Number, const CENTRED: bool>(
     let done = if alone {
         0
     } else if const { is_avx2::<S>() } {
-        // Registers hold the sums of one row and what they are of, or, without Q, of two. On short rows the reductions are a large
-        // part of the work; of longer ones, many do not stay in L1 between their passes.
+        // Registers hold the sums of one row and what they are of, or, without Q, of two.
         if vectors <= SHORT {
             let groups =
                 if const { CENTRED } { groups::<S, T, 8, 1, CENTRED, 0> } else { groups::<S, T, 8, 2, CENTRED, 0> };
@@ -120,6 +120,7 @@ fn plain_rows<S: Simd, T: Number, const CENTRED: bool>(
             groups(simd, layer, place, kept, x, dy, dx, columns, 0..rows / 2 * 2)
         }
     } else if vectors <= 8 {
+        // The reductions are a large part of the work.
         groups::<S, T, 8, 2, CENTRED, 0>(simd, layer, place, kept, x, dy, dx, columns, 0..rows / 8 * 8)
     } else if vectors <= PAIRED {
         groups::<S, T, 2, 2, CENTRED, 0>(simd, layer, place, kept, x, dy, dx, columns, 0..rows / 2 * 2)
