@@ -99,7 +99,10 @@ fn train(runs: &[Options], data: &Dataset, histories: &mut [Vec<Epoch>]) -> Resu
             let Some((run, history)) = next else { return outcome };
             match train_one(run, data, &bar) {
                 Ok(epochs) => *history = epochs,
-                Err(problem) => outcome = outcome.and(Err(problem)),
+                Err(problem) => {
+                    bar.suspend(|| println!("{problem}"));
+                    outcome = outcome.and(Err(problem));
+                }
             }
         }
     };
