@@ -172,7 +172,7 @@ pub(crate) fn multiply<T: RealField + Number>(
     };
     let c = MatMut::from_row_major_slice_mut(c, a.rows, b.columns);
     let product = Product { c, accum, a: a.view(), right, width };
-    if threads == 1 { product.run() } else { parallel::fork(product) }
+    if threads == 1 { product.run() } else { parallel::share(product) }
 }
 
 /// [`multiply`] of one row, which reads b once, along its rows. They are cut into parts that follow from their number; any
@@ -187,7 +187,7 @@ fn multiply_row<T: RealField + Number>(c: &mut [T], into: Into, a: &[T], b: Matr
         if threads == 1 {
             product.run();
         } else {
-            parallel::fork(product);
+            parallel::share(product);
         }
         if into == Into::Replace {
             c.fill(T::zero_impl());

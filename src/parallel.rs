@@ -4,6 +4,11 @@
 //! knows rayon.
 
 use std::ops::Range;
+use std::sync::Mutex;
+#[cfg(feature = "rayon")]
+use std::sync::atomic::{AtomicBool, Ordering};
+#[cfg(feature = "rayon")]
+use std::thread;
 
 use crate::number::{Number, Scratch};
 
@@ -28,20 +33,21 @@ pub(crate) fn steps(mut all: Range<usize>, step: usize) -> impl Iterator<Item = 
     })
 }
 
-/// Bytes below which another thread costs more than it brings, for a thread of the pool.
-const WORTH_THREADS: usize = 768 * 1024;
+/// Bytes below which another thread costs more than it brings, for a thread of the pool, if the others are awake. If they
+/// sleep, it takes twice as many until they bring as much as it costs to wake them, some 20 µs.
+const WORTH_THREADS: usize = 448 * 1024;
 
-/// The same for any other thread, which hands the work over and is woken at its end: that takes some 15 µs.
-const WORTH_WAKING: usize = 3 * 1024 * 1024;
+/// The same for any other thread, which more often finds the pool asleep, and has to wait for what it handed over.
+const WORTH_WAKING: usize = 1792 * 1024;
 
 /// Whether several threads pay for a job that touches that many bytes.
 pub(crate) fn pays(bytes: usize) -> bool {
     bytes >= WORTH_THREADS && (bytes >= WORTH_WAKING || in_pool()) && threads() > 1
 }
 
-/// Does a job that touches that many bytes, on the pool this thread is in if that pays.
+/// Does a job that touches that many bytes, on several threads if that pays.
 pub(crate) fn run<J: Job>(job: J, bytes: usize) {
-    if pays(bytes) && job.pieces() > 1 { fork(job) } else { job.run() }
+    if pays(bytes) { share(job) } else { job.run() }
 }
 
 /// Threads of the pool this thread is in.
@@ -67,37 +73,82 @@ fn in_pool() -> bool {
 }
 
 /// Calls `f` on a thread of the pool: what it does there in parallel need not wake the pool each time.
-#[cfg(feature = "rayon")]
+#[cfg(all(feature = "rnn", feature = "rayon"))]
 pub(crate) fn enter<R: Send>(f: impl FnOnce() -> R + Send) -> R {
     if threads() == 1 || in_pool() { f() } else { rayon::scope(|_| f()) }
 }
 
-#[cfg(not(feature = "rayon"))]
+#[cfg(all(feature = "rnn", not(feature = "rayon")))]
 pub(crate) fn enter<R: Send>(f: impl FnOnce() -> R + Send) -> R {
     f()
 }
 
-/// Does both, at the same time where there is a thread for it.
-#[cfg(feature = "rayon")]
-fn join(first: impl FnOnce() + Send, second: impl FnOnce() + Send) {
-    rayon::join(first, second);
+/// Does a job on all threads of the pool this thread is in, or, if it is in none, on this one and all but one of the pool's.
+///
+/// Each takes a part of what is left, until nothing is left. The parts become smaller: a thread that wakes up late finds little
+/// to do, and none waits long for it.
+pub(crate) fn share<J: Job>(job: J) {
+    let threads = threads().min(job.pieces());
+    if threads < 2 {
+        return job.run();
+    }
+    let rest = Mutex::new(Some(job));
+    on_threads(threads, &|| {
+        while let Some(part) = take_part(&rest, threads) {
+            part.run();
+        }
+    });
 }
+
+/// A part of what is left of a job, if something is.
+fn take_part<J: Job>(rest: &Mutex<Option<J>>, threads: usize) -> Option<J> {
+    let mut rest = rest.lock().expect("no part is run under the lock");
+    let job = rest.take()?;
+    let (all, some) = (job.pieces(), job.pieces().div_ceil(2 * threads));
+    if some == all {
+        return Some(job);
+    }
+    let (part, others) = job.split(some);
+    *rest = Some(others);
+    Some(part)
+}
+
+/// Has as many threads do `work`, of which this is one.
+#[cfg(feature = "rayon")]
+fn on_threads(threads: usize, work: &(impl Fn() + Sync)) {
+    fn of_pool(threads: usize, work: &(impl Fn() + Sync)) {
+        if threads == 1 {
+            return work();
+        }
+        rayon::join(|| of_pool(threads / 2, work), || of_pool(threads - threads / 2, work));
+    }
+    if in_pool() {
+        return of_pool(threads, work);
+    }
+    let done = AtomicBool::new(false);
+    rayon::in_place_scope(|scope| {
+        scope.spawn(|_| {
+            of_pool(threads - 1, work);
+            done.store(true, Ordering::Release);
+        });
+        work();
+        // The others are at their last parts: to fall asleep and be woken takes longer.
+        for _ in 0..YIELDS {
+            if done.load(Ordering::Acquire) {
+                break;
+            }
+            thread::yield_now();
+        }
+    });
+}
+
+/// Times that a thread outside of the pool looks whether the others are done before it falls asleep: some 50 µs.
+#[cfg(feature = "rayon")]
+const YIELDS: usize = 100;
 
 #[cfg(not(feature = "rayon"))]
-fn join(first: impl FnOnce() + Send, second: impl FnOnce() + Send) {
-    first();
-    second();
-}
-
-/// Does a job on all threads of the pool this thread is in.
-pub(crate) fn fork<J: Job>(job: J) {
-    match job.pieces() {
-        0 | 1 => job.run(),
-        pieces => {
-            let (first, second) = job.split(pieces / 2);
-            join(|| fork(first), || fork(second));
-        }
-    }
+fn on_threads(_threads: usize, work: &impl Fn()) {
+    work();
 }
 
 /// Has `f` fill each `width` places of `places`, with their number; together that reads about `bytes`.
@@ -186,6 +237,37 @@ fn grown<N: Copy + Default>(buffer: &mut Vec<N>, len: usize) -> &mut [N] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(feature = "rayon")]
+    #[test]
+    fn threads_of_a_pool_and_others_do_every_piece_once() {
+        let count_up = |places: usize| {
+            let mut done = vec![0; places];
+            fill(&mut done, 3, WORTH_WAKING, |index, places| {
+                places.iter_mut().zip(3 * index + 1..).for_each(|(place, number)| *place += number);
+            });
+            assert!(done.iter().copied().eq(1..=places), "{done:?}");
+        };
+        for threads in [1, 2, 3, 8] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+            for places in [0, 1, 24, 25, 1000] {
+                pool.install(|| count_up(places));
+                std::thread::scope(|scope| (0..3).for_each(|_| _ = scope.spawn(|| count_up(places))));
+            }
+        }
+    }
+
+    #[cfg(feature = "rayon")]
+    #[test]
+    fn nobody_waits_for_threads_that_have_something_else_to_do() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("a pool");
+        let (free, blocked) = std::sync::mpsc::channel::<()>();
+        pool.spawn(move || _ = blocked.recv());
+        let mut done = vec![0; 1000];
+        pool.install(|| fill(&mut done, 1, WORTH_WAKING, |_, places| places[0] += 1));
+        drop(free);
+        assert_eq!(done, [1; 1000]);
+    }
 
     #[test]
     fn buffers_that_are_lent_within_each_other_are_kept() {

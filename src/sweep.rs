@@ -1,7 +1,7 @@
 //! A kernel taken over all rows of some arrays.
 //!
 //! ```text
-//! tasks of rows, in parallel:                 without column sums: rows of about 128 KiB; with them: a block
+//! tasks of rows, in parallel:                 without column sums: rows of about 32 KiB; with them: a block
 //!     chains of 64 rows:                      only with column sums
 //!         steps of rows that fit a tile:      all at once, if no array needs a tile
 //!             gather what is strided;   kernel;   scatter
@@ -113,19 +113,11 @@ enum ColumnSums<'a, T: Element> {
 /// Bytes of a tile, about: small beside L2.
 const TILE: usize = 64 * 1024;
 
-/// Bytes of one array in a task without column sums, about; up to [`LARGER`] times as many where there are enough tasks for
-/// each thread.
-const TASK: usize = 128 * 1024;
+/// Bytes of one array in a task without column sums, about.
+const TASK: usize = 32 * 1024;
 
 /// Rows that most kernels take together: tasks have whole groups of them.
 const GROUP: usize = 8;
-
-/// From memory, two threads take 0.85 to 0.95 of the time of tasks of [`TASK`] bytes: each time that a kernel is entered, it
-/// takes a while until as much is on its way.
-const LARGER: usize = 4;
-
-/// Tasks for each thread that are enough: of fewer and larger ones, a thread that comes late leaves the others to wait.
-const ENOUGH: usize = 16;
 
 impl<'a, 'v, T, F, N, const I: usize, const O: usize, const W: usize> Sweep<'a, 'v, T, F, N, I, O, W>
 where
@@ -168,9 +160,7 @@ where
     pub(crate) fn run(mut self) {
         let bytes = self.bytes();
         if parallel::pays(bytes) {
-            let each = self.rows.len().div_ceil(parallel::threads());
-            let tasks = each.div_ceil((each / ENOUGH).clamp(self.task, LARGER * self.task));
-            self.task = each.div_ceil(tasks).next_multiple_of(GROUP).min(each);
+            self.task = self.task.min(self.rows.len().div_ceil(parallel::threads()));
         }
         parallel::run(self, bytes);
     }

@@ -80,8 +80,7 @@ pub(crate) fn backward<T: Element>(
             grad.add_wide(level, total);
         }
     };
-    // Not one wake-up for each sweep of each chain.
-    parallel::enter(|| parallel::lend_wide::<T, _>(2 * wide + room * CHAIN.min(all), chains));
+    parallel::lend_wide::<T, _>(2 * wide + room * CHAIN.min(all), chains);
 }
 
 /// Whether each thread takes some rows of a chain: where it has several, and they stay in a core's cache between their passes.
@@ -103,10 +102,10 @@ fn by_rows<T: Element>(
     let features = layer.features;
     let each = rows.count().div_ceil(parallel::threads()).next_multiple_of(2);
     parallel::lend(2 * features, |columns| {
-        parallel::fork(Share { level, layer, place, rows, dx, each, columns: Some(&mut *columns) });
+        parallel::share(Share { level, layer, place, rows, dx, each, columns: Some(&mut *columns) });
         let (dgain, dbias) = columns.split_at_mut(features);
         let (columns, tiles) = (Columns { dgain, dbias }, Tiles::new::<T>(features));
-        parallel::fork(AddGradient { level, rows: rows.split(each).1, columns, end, tiles });
+        parallel::share(AddGradient { level, rows: rows.split(each).1, columns, end, tiles });
     });
 }
 

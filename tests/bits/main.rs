@@ -3,7 +3,7 @@
 
 mod golden;
 
-use std::sync::OnceLock;
+use std::sync::{Once, OnceLock};
 
 use layernorm::ndarray::{Array1, Array2, ArrayBase, ArrayView2, ArrayViewMut2, Axis, Ix2, RawData, Slice};
 use layernorm::{Element, LayerNorm, Parameters, Saved, instruction_sets};
@@ -220,9 +220,20 @@ fn plain() -> Variant {
     Variant { set, threads: 1, x: Standard, dy: Standard, out: Standard }
 }
 
+/// Of the global pool, which is for threads that are in none, as is the one that tests run on.
+#[cfg(feature = "rayon")]
+const GLOBAL: usize = THREADS[2];
+
+/// Calls `f` on a pool of so many threads, or, if the global one has as many, outside of a pool.
 #[cfg(feature = "rayon")]
 fn on_threads<R: Send>(threads: usize, f: impl FnOnce() -> R + Send) -> R {
     static POOLS: OnceLock<Vec<rayon::ThreadPool>> = OnceLock::new();
+    if threads == GLOBAL {
+        static READY: Once = Once::new();
+        // Another test may have used it by then: it has a thread for each CPU.
+        READY.call_once(|| _ = rayon::ThreadPoolBuilder::new().num_threads(GLOBAL).build_global());
+        return f();
+    }
     let build = |&threads: &usize| rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     let pools = POOLS.get_or_init(|| THREADS.iter().map(build).collect::<Result<_, _>>().expect("threads start"));
     let pool = pools.iter().find(|pool| pool.current_num_threads() == threads).expect("a pool of each size");
