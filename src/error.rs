@@ -115,9 +115,11 @@ pub enum Error {
     SmallGain {
         /// The feature, counted in the order of the normalized shape.
         feature: usize,
-        /// The smallest gain of that feature, of either sign, that would do.
+        /// The smallest gain of that feature, of either sign, that would do: a thousandth of the larger of 1 and its bias.
         least: f64,
-        /// Its gain.
+        /// Its bias; 0 if the layer has none.
+        bias: f64,
+        /// Its gain; 1 if the layer has none.
         got: f64,
         /// Whether the gain is 1 + γ.
         zero_centred: bool,
@@ -220,21 +222,26 @@ impl fmt::Display for Error {
                 write!(f, "`{argument}` must have no {parameter}, as the layer has none, but has one")
             }
             Self::Eps { got } => {
-                write!(f, "`eps` must be finite, at least 0 and not subnormal, but is {got:?}")
+                write!(f, "`eps` must be finite, at least 0 and not subnormal, but is {}", shortest(*got))
             }
-            Self::SmallGain { feature, least, got, zero_centred } => {
+            Self::SmallGain { feature, least, bias, got, zero_centred } => {
                 let gain = if *zero_centred { "1 + `gain`" } else { "`gain`" };
+                let beside =
+                    if bias.abs() > 1.0 { format!(" beside a bias of {}", shortest(*bias)) } else { "".into() };
+                let [least, got] = [least, got].map(|gain| shortest(*gain));
                 write!(
                     f,
-                    "{gain} must be at least {least} or at most -{least} for x̂ to be found from y, but is {got} at feature \
-                     {feature}: keep x, or x̂, in the place of y"
+                    "{gain} must be at least {least} or at most -{least}{beside} for x̂ to be found from y, but is {got} at \
+                     feature {feature}: keep x, or x̂, in the place of y"
                 )
             }
             Self::OneRow { argument } => write!(
                 f,
                 "`{argument}` must have at least 2 rows, because the unbiased variance divides by rows − 1, but has 1",
             ),
-            Self::Momentum { got } => write!(f, "`momentum` must be between 0 and 1, but is {got}"),
+            Self::Momentum { got } => {
+                write!(f, "`momentum` must be between 0 and 1, but is {}", shortest(*got))
+            }
             Self::Empty { normalized } => write!(
                 f,
                 "a layer of normalized shape {normalized:?} has no element to take a mean of: every axis must be at least 1"
@@ -246,7 +253,8 @@ impl fmt::Display for Error {
 /// The digits that say which number it is: of an `f32`, those of an `f32`.
 fn shortest(x: f64) -> String {
     let narrow = x as f32;
-    if f64::from(narrow) == x { format!("{narrow:e}") } else { format!("{x:e}") }
+    let digits = if f64::from(narrow) == x { format!("{narrow:?}") } else { format!("{x:?}") };
+    digits.trim_end_matches(".0").into()
 }
 
 /// As it is said before a name: an x, a y.

@@ -49,7 +49,7 @@ pub(crate) fn forward<T: Element>(
         let rows = &mut rows[..x.len() / features];
         let mut saved = saved.as_mut().map(|saved| saved.take_first(rows.len()));
         parallel::lend_wide::<T, _>(2 * blocks.count * rows.len(), |sums| {
-            parallel::fill(sums, 2, size_of_val(x), |index, sums| {
+            parallel::fill(sums, 2, 2 * size_of_val(x), |index, sums| {
                 let block = &x[blocks.in_rows(index)];
                 sums.copy_from_slice(&T::block_moments(level, layer.spread, block).to_wide());
             });

@@ -151,7 +151,7 @@ pub(crate) enum Into {
     Add,
 }
 
-/// c = a·b, or c += a·b, on that many threads of the pool we are in.
+/// c = a·b, or c += a·b, on so many threads.
 pub(crate) fn multiply<T: RealField + Number>(
     c: &mut [T],
     into: Into,
@@ -172,7 +172,7 @@ pub(crate) fn multiply<T: RealField + Number>(
     };
     let c = MatMut::from_row_major_slice_mut(c, a.rows, b.columns);
     let product = Product { c, accum, a: a.view(), right, width };
-    if threads == 1 { product.run() } else { parallel::share(product) }
+    parallel::share(product, threads);
 }
 
 /// [`multiply`] of one row, which reads b once, along its rows. They are cut into parts that follow from their number; any
@@ -184,11 +184,7 @@ fn multiply_row<T: RealField + Number>(c: &mut [T], into: Into, a: &[T], b: Matr
     let terms = rows.div_ceil(PARTS).max(TERMS);
     parallel::lend(rows.div_ceil(terms) * columns, |sums: &mut [T]| {
         let product = RowProduct { sums: &mut *sums, a, b, columns, terms };
-        if threads == 1 {
-            product.run();
-        } else {
-            parallel::share(product);
-        }
+        parallel::share(product, threads);
         if into == Into::Replace {
             c.fill(T::zero_impl());
         }

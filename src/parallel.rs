@@ -6,7 +6,8 @@
 use std::ops::Range;
 use std::sync::Mutex;
 #[cfg(feature = "rayon")]
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicUsize, Ordering};
 #[cfg(feature = "rayon")]
 use std::thread;
 
@@ -20,7 +21,7 @@ pub(crate) trait Job: Sized + Send {
     /// The first `pieces` pieces, and the others.
     fn split(self, pieces: usize) -> (Self, Self);
 
-    /// Does all of it, on this thread.
+    /// Does all of it, on this thread: as many pieces as it may have.
     fn run(self);
 }
 
@@ -33,13 +34,16 @@ pub(crate) fn steps(mut all: Range<usize>, step: usize) -> impl Iterator<Item = 
     })
 }
 
-/// Bytes below which another thread costs more than it brings, for a thread of the pool. Where calls follow each other, two
-/// threads take 0.65 of the time from here on. Where the others fell asleep meanwhile, waking them costs 20 µs: a call of
-/// so many bytes takes half as long again, and two threads win from twice as many on.
+/// Bytes below which another thread costs more than it brings, for a thread of the pool. From here on, where calls follow each
+/// other, two threads take 0.65 of the time of one. If the others sleep, waking them costs 20 µs: a call of just this size then
+/// takes 1.5 times as long as on one thread, and two threads win from twice the size on.
 const WORTH_THREADS: usize = 448 * 1024;
 
-/// The same for any other thread, which has to wait for what it handed over, asleep or awake.
+/// The same for any other thread, which has to wait until the pool has taken what is for it.
 const WORTH_WAKING: usize = 896 * 1024;
+
+/// Bytes for each thread, at least.
+const EACH: usize = WORTH_THREADS / 2;
 
 /// Whether several threads pay for a job that touches that many bytes.
 pub(crate) fn pays(bytes: usize) -> bool {
@@ -48,7 +52,7 @@ pub(crate) fn pays(bytes: usize) -> bool {
 
 /// Does a job that touches that many bytes, on several threads if that pays.
 pub(crate) fn run<J: Job>(job: J, bytes: usize) {
-    if pays(bytes) { share(job) } else { job.run() }
+    if pays(bytes) { share(job, threads().min(bytes / EACH)) } else { job.run() }
 }
 
 /// Threads of the pool this thread is in.
@@ -64,12 +68,12 @@ pub(crate) fn threads() -> usize {
 
 /// Whether this thread belongs to a pool.
 #[cfg(feature = "rayon")]
-fn in_pool() -> bool {
+pub(crate) fn in_pool() -> bool {
     rayon::current_thread_index().is_some()
 }
 
 #[cfg(not(feature = "rayon"))]
-fn in_pool() -> bool {
+pub(crate) fn in_pool() -> bool {
     false
 }
 
@@ -84,12 +88,15 @@ pub(crate) fn enter<R: Send>(f: impl FnOnce() -> R + Send) -> R {
     f()
 }
 
-/// Does a job on all threads of the pool this thread is in, or, if it is in none, on this one and all but one of the pool's.
+/// Does a job on so many threads of the pool this thread is in, or, if it is in none, on itself and one less of the global pool.
 ///
-/// Each thread has its share, the same one in the next call, which is in its cache then, and takes it part by part. Who is
-/// done takes parts of the shares of others: a thread that wakes up late finds little to do, and none waits long for it.
-pub(crate) fn share<J: Job>(job: J) {
-    let threads = threads().min(job.pieces());
+/// Each thread begins with a share of its own, part by part, and goes on with what is left of the others': a thread that wakes up
+/// late finds little to do. With as many threads as the pool has, its share is the same in the next call, and in its cache.
+///
+/// Of a pool whose threads are busy with something else, one of its own threads does all by itself; any other has to wait until
+/// the pool has looked at what was for it.
+pub(crate) fn share<J: Job>(job: J, threads: usize) {
+    let threads = threads.min(job.pieces());
     if threads < 2 {
         return job.run();
     }
@@ -102,55 +109,60 @@ pub(crate) fn share<J: Job>(job: J) {
         rest = next;
     }
     shares.push(Mutex::new(Some(rest)));
+    let left = AtomicUsize::new(threads);
     on_threads(threads, &|thread| {
-        let (others, own) = shares.split_at(thread);
-        for share in own.iter().chain(others) {
-            while let Some(part) = take_part(share) {
+        for share in shares[thread..].iter().chain(&shares[..thread]) {
+            while left.load(Ordering::Relaxed) > 0
+                && let Some((part, last)) = take_part(share)
+            {
+                left.fetch_sub(usize::from(last), Ordering::Relaxed);
                 part.run();
             }
         }
     });
 }
 
-/// Half of what is left of a share, if something is.
-fn take_part<J: Job>(share: &Mutex<Option<J>>) -> Option<J> {
-    let mut share = share.lock().expect("no part is run under the lock");
+/// Half of what is left of a share, if something is, and whether that was all.
+fn take_part<J: Job>(share: &Mutex<Option<J>>) -> Option<(J, bool)> {
+    let mut share = share.lock().expect("`split` does not panic");
     let job = share.take()?;
     let pieces = job.pieces();
-    if pieces == 1 {
-        return Some(job);
+    if pieces <= 1 {
+        return Some((job, true));
     }
     let (part, rest) = job.split(pieces.div_ceil(2));
     *share = Some(rest);
-    Some(part)
+    Some((part, false))
 }
 
-/// Has as many threads do `work`, with their numbers; this one is the first.
+/// Has as many threads do `work`, of which this is one, with a number below `threads` that each has to itself, if the pool has no
+/// more.
 #[cfg(feature = "rayon")]
 fn on_threads(threads: usize, work: &(impl Fn(usize) + Sync)) {
-    fn of_pool(threads: Range<usize>, work: &(impl Fn(usize) + Sync)) {
-        if threads.len() == 1 {
-            return work(threads.start);
+    fn of_pool(threads: usize, work: &(impl Fn(usize) + Sync)) {
+        if threads == 1 {
+            return work(rayon::current_thread_index().expect("a thread of a pool"));
         }
-        let middle = threads.start + threads.len() / 2;
-        rayon::join(|| of_pool(threads.start..middle, work), || of_pool(middle..threads.end, work));
+        rayon::join(|| of_pool(threads / 2, work), || of_pool(threads - threads / 2, work));
     }
     if in_pool() {
-        return of_pool(0..threads, work);
+        return of_pool(threads, &|index| work(index % threads));
     }
     let done = AtomicBool::new(false);
     rayon::in_place_scope(|scope| {
         scope.spawn(|_| {
-            of_pool(1..threads, work);
+            of_pool(threads - 1, &|index| work(1 + index % (threads - 1)));
             done.store(true, Ordering::Release);
         });
         work(0);
-        // The others are at their last parts: to fall asleep and be woken takes longer.
+        // The others are at their last parts, as a rule: to fall asleep and be woken takes longer. Behind `done`, rayon has still
+        // to say so.
         for _ in 0..YIELDS {
-            if done.load(Ordering::Acquire) {
+            let done = done.load(Ordering::Acquire);
+            thread::yield_now();
+            if done {
                 break;
             }
-            thread::yield_now();
         }
     });
 }
@@ -272,7 +284,7 @@ mod tests {
 
     #[cfg(feature = "rayon")]
     #[test]
-    fn nobody_waits_for_threads_that_have_something_else_to_do() {
+    fn a_thread_of_the_pool_waits_for_no_other_that_has_something_else_to_do() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("a pool");
         let (free, blocked) = std::sync::mpsc::channel::<()>();
         pool.spawn(move || _ = blocked.recv());

@@ -177,6 +177,11 @@ pub(crate) fn check_eps<T: Element>(eps: T) -> Result<()> {
     if wide == 0.0 || wide.is_normal() && wide > 0.0 { Ok(()) } else { Err(Error::Eps { got: wide }) }
 }
 
+/// Whether what was kept with `got` is of use to a layer with `expected`.
+pub(crate) fn check_saved_eps(expected: f64, got: f64) -> Result<()> {
+    if expected == got { Ok(()) } else { Err(Error::SavedEps { expected, got }) }
+}
+
 /// Whether two shapes are the same. Not `==`, which calls `memcmp`: where there is one short row, that is felt.
 pub(crate) fn same_shape(a: &[usize], b: &[usize]) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a == b)

@@ -36,14 +36,14 @@ impl<T: Element> Call<'_, T> {
 /// Where so many arrays are, at best.
 ///
 /// From the cache that cores share, asking ahead gained on a Skylake with AVX2. On a Zen 3, what is best from a core's own cache
-/// took 0.85 to 0.97 of that time up to `NEAR` bytes; from there on, what is best from memory was best.
+/// took 0.78 to 0.97 of that time up to arrays of `NEAR` bytes; from there on, what is best from memory was best.
 fn place<T>(level: Level, arrays: usize, elements: usize) -> Place {
     // Three quarters of the 1 MiB that a core has on a Skylake server and on a Zen 4.
     const CORE: usize = 768 * 1024;
     // From here on, what is best from memory was best on both, which share their last cache with others.
     const SHARED: usize = 12 * 1024 * 1024;
-    const NEAR: usize = 6 * 1024 * 1024;
-    let (core, shared) = if simd::is_amd_with_avx2(level) { (NEAR, NEAR) } else { (CORE, SHARED) };
+    const NEAR: usize = 2816 * 1024;
+    let (core, shared) = if simd::is_amd_with_avx2(level) { (arrays * NEAR, arrays * NEAR) } else { (CORE, SHARED) };
     match elements.saturating_mul(arrays * size_of::<T>()) {
         bytes if bytes <= core => Place::Core,
         bytes if bytes <= shared => Place::Shared,

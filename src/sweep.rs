@@ -1,7 +1,7 @@
 //! A kernel taken over all rows of some arrays.
 //!
 //! ```text
-//! tasks of rows, in parallel:                 without column sums: rows of about 32 KiB; with them: a block
+//! tasks of rows, in parallel:                 without column sums: about 32 KiB, or 8 rows; with them: a block
 //!     chains of 64 rows:                      only with column sums
 //!         steps of rows that fit a tile:      all at once, if no array needs a tile
 //!             gather what is strided;   kernel;   scatter
@@ -113,10 +113,10 @@ enum ColumnSums<'a, T: Element> {
 /// Bytes of a tile, about: small beside L2.
 const TILE: usize = 64 * 1024;
 
-/// Bytes of one array in a task without column sums, about.
+/// Bytes of one array in a task without column sums, about; of long rows, a group of them. What a thread takes last is a task.
 const TASK: usize = 32 * 1024;
 
-/// Rows that most kernels take together: tasks have whole groups of them.
+/// Rows that most kernels take together: tasks have whole groups of them, if there are enough.
 const GROUP: usize = 8;
 
 impl<'a, 'v, T, F, N, const I: usize, const O: usize, const W: usize> Sweep<'a, 'v, T, F, N, I, O, W>
@@ -160,7 +160,9 @@ where
     pub(crate) fn run(mut self) {
         let bytes = self.bytes();
         if parallel::pays(bytes) {
-            self.task = self.task.min(self.rows.len().div_ceil(parallel::threads()));
+            // As many tasks of one size for each thread.
+            let each = self.rows.len().div_ceil(parallel::threads());
+            self.task = each.div_ceil(each.div_ceil(self.task));
         }
         parallel::run(self, bytes);
     }

@@ -1,6 +1,6 @@
 //! Calls into the caller's memory allocate nothing once `saved` and this thread's buffers have grown.
 //!
-//! Of calls that run on this thread alone: what rayon needs to wake others is its own business.
+//! Of calls that run on one thread: where several share the work, there are some small blocks for that.
 
 mod common;
 
@@ -102,16 +102,29 @@ fn check_shapes<T: Number, N: Norm<T>>() {
     }
 }
 
+fn check_norms<T: Number>()
+where
+    LayerNorm<T>: Norm<T>,
+    RmsNorm<T>: Norm<T>,
+{
+    let calls = || {
+        check_shapes::<T, LayerNorm<T>>();
+        check_shapes::<T, RmsNorm<T>>();
+    };
+    #[cfg(feature = "rayon")]
+    rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a pool").install(calls);
+    #[cfg(not(feature = "rayon"))]
+    calls();
+}
+
 #[test]
 fn f32_calls_allocate_nothing_once_warm() {
-    check_shapes::<f32, LayerNorm<f32>>();
-    check_shapes::<f32, RmsNorm<f32>>();
+    check_norms::<f32>();
 }
 
 #[test]
 fn f64_calls_allocate_nothing_once_warm() {
-    check_shapes::<f64, LayerNorm<f64>>();
-    check_shapes::<f64, RmsNorm<f64>>();
+    check_norms::<f64>();
 }
 
 /// The counter would tell.

@@ -185,7 +185,7 @@ fn saved_of_another_eps_is_refused() {
     let other = norm.clone().with_eps(0.25).unwrap();
     let (_, saved) = norm.forward(&x).unwrap();
     let mut grad = norm.zero_grad();
-    let text = "`saved` must come from a layer with eps 2.5e-1, but comes from one with 1e-5";
+    let text = "`saved` must come from a layer with eps 0.25, but comes from one with 1e-5";
     let mut dx = x.clone();
     assert_eq!(other.backward_into(&x, &saved, &x, &mut dx, &mut grad).unwrap_err().to_string(), text);
     assert_eq!(other.backward_inplace(&x, &saved, &mut dx, &mut grad).unwrap_err().to_string(), text);
@@ -195,7 +195,7 @@ fn saved_of_another_eps_is_refused() {
     let norm = RmsNorm::<f32>::new(3);
     let x = x.mapv(|x| x as f32);
     let (_, saved) = norm.clone().with_eps(0.0).unwrap().forward(&x).unwrap();
-    let text = "`saved` must come from a layer with eps 1e-5, but comes from one with 0e0";
+    let text = "`saved` must come from a layer with eps 1e-5, but comes from one with 0";
     assert_eq!(norm.backward(&x, &saved, &x, &mut norm.zero_grad()).unwrap_err().to_string(), text);
 }
 
@@ -322,6 +322,8 @@ fn an_error_goes_wherever_errors_go() {
     let error = LayerNorm::<f32>::new(3).with_eps(-1.0).unwrap_err();
     assert_eq!(goes(error.clone()).to_string(), error.to_string());
     assert_eq!(error, Error::Eps { got: -1.0 });
+    let text = LayerNorm::<f32>::new(3).with_eps(-1e-5).unwrap_err().to_string();
+    assert_eq!(text, "`eps` must be finite, at least 0 and not subnormal, but is -1e-5");
     assert!(format!("{error:?}").starts_with("Eps"));
 }
 

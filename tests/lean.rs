@@ -231,25 +231,28 @@ fn a_gain_too_small_is_refused<T: Number, N: Norm<f64>>() {
         }
         result.map_err(|error| error.to_string())
     };
-    let text = |least: f64, got: f64, feature: usize| {
+    let text = |least: &str, got: f64, feature: usize| {
         Err(format!(
-            "`gain` must be at least {least} or at most -{least} for x̂ to be found from y, but is {got} at feature \
-             {feature}: keep x, or x̂, in the place of y"
+            "`gain` must be at least {least} for x̂ to be found from y, but is {got} at feature {feature}: keep x, or x̂, in \
+             the place of y"
         ))
     };
     let three = |values: [f64; 3]| ArrayD::from_shape_vec(IxDyn(&[3]), values.to_vec()).unwrap();
     let with = |gain| N::drawn(&[3]).gain(three(gain)).bias(three([0.5, -0.5, 0.0]));
     assert_eq!(refusal(&with([0.001, -0.001, 5.0])), Ok(()));
-    assert_eq!(refusal(&with([1.0, 0.0, 0.0])), text(0.001, 0.0, 1));
-    assert_eq!(refusal(&with([1.0, 1.0, -0.0009])), text(0.001, -0.0009, 2));
-    assert_eq!(refusal(&with([f64::NAN, 1.0, 1.0])), text(0.001, f64::NAN, 0));
+    assert_eq!(refusal(&with([1.0, 0.0, 0.0])), text("0.001 or at most -0.001", 0.0, 1));
+    assert_eq!(refusal(&with([1.0, 1.0, -0.0009])), text("0.001 or at most -0.001", -0.0009, 2));
+    assert_eq!(refusal(&with([f64::NAN, 1.0, 1.0])), text("0.001 or at most -0.001", f64::NAN, 0));
     let norm = with([0.04, 0.04, 0.04]).bias(three([1.0, -50.0, 1.0]));
     let has_bias = norm.parameters().bias().is_some();
-    assert_eq!(refusal(&norm), if has_bias { text(0.05, 0.04, 1) } else { Ok(()) });
+    assert_eq!(
+        refusal(&norm),
+        if has_bias { text("0.05 or at most -0.05 beside a bias of -50", 0.04, 1) } else { Ok(()) }
+    );
     // γ = 0 is a gain of 1, and −1 one of 0.
     let centred = N::drawn(&[3]).zero_centred().bias(three([0.0; 3]));
     assert_eq!(refusal(&centred), Ok(()));
-    let of_centred = text(0.001, 0.0, 1).map_err(|text| format!("1 + {text}"));
+    let of_centred = text("0.001 or at most -0.001", 0.0, 1).map_err(|text| format!("1 + {text}"));
     assert_eq!(refusal(&centred.gain(three([0.0, -1.0, -0.9995]))), of_centred);
     // Any will do for the other calls.
     let norm = with([0.0, f64::NAN, 1e-9]);
@@ -259,7 +262,7 @@ fn a_gain_too_small_is_refused<T: Number, N: Norm<f64>>() {
     let norm = norm.without_parameters();
     assert_eq!(refusal(&norm), Ok(()));
     let norm = norm.bias(three([1.0, -3000.0, 1e3]));
-    assert_eq!(refusal(&norm), if has_bias { text(3.0, 1.0, 1) } else { Ok(()) });
+    assert_eq!(refusal(&norm), if has_bias { text("3 or at most -3 beside a bias of -3000", 1.0, 1) } else { Ok(()) });
 }
 
 fn mistakes_are_named_and_nothing_is_written<T: Number, N: Norm<T>>() {

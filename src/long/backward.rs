@@ -102,10 +102,11 @@ fn by_rows<T: Element>(
     let features = layer.features;
     let each = rows.count().div_ceil(parallel::threads()).next_multiple_of(2);
     parallel::lend(2 * features, |columns| {
-        parallel::share(Share { level, layer, place, rows, dx, each, columns: Some(&mut *columns) });
+        let share = Share { level, layer, place, rows, dx, each, columns: Some(&mut *columns) };
+        parallel::share(share, parallel::threads());
         let (dgain, dbias) = columns.split_at_mut(features);
         let (columns, tiles) = (Columns { dgain, dbias }, Tiles::new::<T>(features));
-        parallel::share(AddGradient { level, rows: rows.split(each).1, columns, end, tiles });
+        parallel::share(AddGradient { level, rows: rows.split(each).1, columns, end, tiles }, parallel::threads());
     });
 }
 
@@ -134,6 +135,7 @@ impl<T: Element> Job for Share<'_, T> {
     }
 
     fn run(self) {
+        debug_assert!(self.columns.is_none() || self.rows.count() <= self.each, "the others' sums come behind");
         let Self { level, layer, place, rows: Rows { features, kept, x, dy }, dx, .. } = self;
         let line = features.next_multiple_of(T::LANES);
         parallel::lend(2 * line, |sums: &mut [T]| {

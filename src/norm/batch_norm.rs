@@ -8,9 +8,9 @@ use crate::error::{Error, Result};
 use crate::kernels::batch::SavedColumns;
 use crate::kernels::moments::Spread;
 use crate::kernels::normalize::Layer;
-use crate::norm::row_norm::{RowNorm, check_saved_eps, gradient, slice};
+use crate::norm::row_norm::{RowNorm, gradient, slice};
 use crate::norm::running::{BatchSaved, Running};
-use crate::params::{Affine, Parameters, check_shape};
+use crate::params::{Affine, Parameters, check_saved_eps, check_shape};
 
 /// Batch normalization: each feature over the rows of a batch.
 ///

@@ -81,7 +81,7 @@ impl<T: Element> RowNorm<T> {
             let bias = bias.map_or(0.0, |bias| bias[feature].into());
             let least = LEAST_GAIN * f64::max(1.0, f64::abs(bias));
             if gain.is_nan() || gain.abs() < least {
-                return Err(Error::SmallGain { feature, least, got: gain, zero_centred: self.zero_centred });
+                return Err(Error::SmallGain { feature, least, bias, got: gain, zero_centred: self.zero_centred });
             }
         }
         Ok(())
@@ -156,8 +156,8 @@ macro_rules! lean {
             ///
             /// # Errors
             ///
-            /// As `backward`, with `y` in the place of `x`; [`Error::SmallGain`] if a gain is below a thousandth of 1 or of
-            /// its bias, which is never clamped: that gradient would be wrong. Nothing is written then.
+            /// As `backward`, with `y` in the place of `x`; [`Error::SmallGain`] if a gain is below a thousandth of the larger
+            /// of 1 and its bias, in size; it is never clamped: that gradient would be wrong. Nothing is written then.
             ///
             /// # Cost
             ///

@@ -10,7 +10,7 @@ use crate::kernels::kept::KeptRows;
 use crate::kernels::moments::Spread;
 use crate::kernels::normalize::{Layer, SavedRows};
 use crate::parallel;
-use crate::params::{Affine, check_eps, check_shape, same_shape};
+use crate::params::{Affine, check_eps, check_saved_eps, check_shape, same_shape};
 use crate::rows::{self, Call};
 use crate::simd;
 
@@ -197,11 +197,6 @@ fn slice_mut<T: Element>(parameter: &mut Option<ArrayD<T>>) -> Option<&mut [T]> 
 /// What kernels add to.
 pub(crate) fn gradient<T: Element>(grad: &mut Affine<T>) -> Gradient<'_, T> {
     Gradient { gain: slice_mut(&mut grad.gain), bias: slice_mut(&mut grad.bias) }
-}
-
-/// Whether what was kept with `got` is of use to a layer with `expected`.
-pub(crate) fn check_saved_eps(expected: f64, got: f64) -> Result<()> {
-    if expected == got { Ok(()) } else { Err(Error::SavedEps { expected, got }) }
 }
 
 /// What forward keeps of `x` for backward: a few numbers a row.

@@ -4,7 +4,7 @@ use ndarray::{Array3, ArrayRef2, ArrayRef3, Axis};
 
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::params::{Parameters, check_eps, check_shape};
+use crate::params::{Parameters, check_eps, check_saved_eps, check_shape};
 use crate::rnn::cell::Cell;
 use crate::rnn::saved::Saved;
 use crate::rnn::sequence::{self, Sequence};
@@ -219,7 +219,7 @@ pub trait Recurrent<T: Element>: Cell<T> + Parameters<T, Gradient = Weights<T>> 
         check_sequence(self, x, mask, state, y)?;
         let (steps, batch, input) = x.dim();
         let shape = [steps, batch, input];
-        saved.fit(shape, self.hidden(), self.size());
+        saved.fit(shape, self.hidden(), self.size(), self.base().eps.into());
         saved.mask.extend(mask.into_iter().flatten());
         if steps * batch > 0 {
             let sequence = Sequence { x: x.view(), state, y: Some(y.view_mut()) };
@@ -329,7 +329,7 @@ pub trait Recurrent<T: Element>: Cell<T> + Parameters<T, Gradient = Weights<T>> 
     /// # Errors
     ///
     /// [`Error::Saved`] unless `saved` comes from a call on an `x` of this shape, [`Error::SavedCell`] unless from a cell
-    /// like this; [`Error::Shape`] unless `dy` fits, [`Error::Shape`] or [`Error::StateCell`] unless `d_final` does,
+    /// like this, [`Error::SavedEps`] unless with the same ε; [`Error::Shape`] unless `dy` fits, [`Error::Shape`] or [`Error::StateCell`] unless `d_final` does,
     /// [`Error::Parameter`] unless `grad` has the parameters of this cell; [`Error::Trailing`] and [`Error::Hidden`] as
     /// [`forward`](Self::forward).
     fn backward(
@@ -381,6 +381,9 @@ pub trait Recurrent<T: Element>: Cell<T> + Parameters<T, Gradient = Weights<T>> 
         }
         if saved.hidden != hidden || saved.size != Some(self.size()) {
             return Err(Error::SavedCell { expected: hidden, got: saved.hidden });
+        }
+        if self.size().norms > 0 {
+            check_saved_eps(self.base().eps.into(), saved.eps)?;
         }
         check_shape("dy", &[steps, batch, hidden], dy.shape())?;
         d_state.check("d_state", [batch, hidden], self.size().has_c())?;

@@ -32,6 +32,8 @@ pub struct Saved<T> {
     pub(crate) hidden: usize,
     /// Of the cell; nothing before the first call.
     pub(crate) size: Option<Size>,
+    /// Of the cell's normalizations.
+    pub(crate) eps: f64,
     /// Empty if every row is there.
     pub(crate) mask: Vec<bool>,
     pub(crate) u: Vec<T>,
@@ -58,15 +60,15 @@ impl<T> Default for Saved<T> {
         let norm = || Norm { mean: Vec::new(), low: Vec::new(), rstd: Vec::new(), exponent: Vec::new() };
         let [u, v, h, c, gates] = [const { Vec::new() }; 5];
         let (shape, norms) = ([0; 3], [norm(), norm(), norm(), norm()]);
-        Self { shape, hidden: 0, size: None, mask: Vec::new(), u, v, h, c, gates, norms }
+        Self { shape, hidden: 0, size: None, eps: 0.0, mask: Vec::new(), u, v, h, c, gates, norms }
     }
 }
 
 impl<T: Element> Saved<T> {
-    pub(crate) fn fit(&mut self, shape: [usize; 3], hidden: usize, size: Size) {
+    pub(crate) fn fit(&mut self, shape: [usize; 3], hidden: usize, size: Size, eps: f64) {
         let [steps, batch, _] = shape;
         let rows = steps * batch;
-        (self.shape, self.hidden, self.size) = (shape, hidden, Some(size));
+        (self.shape, self.hidden, self.size, self.eps) = (shape, hidden, Some(size), eps);
         self.mask.clear();
         self.u.resize(rows * size.kept_u() * hidden, T::zero());
         self.v.resize(rows * size.kept_columns * hidden, T::zero());

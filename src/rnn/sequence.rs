@@ -32,8 +32,11 @@ const WORTH_COPYING_ALONE: usize = 512;
 /// Rows of a sequence from which on W_x is copied so.
 const WORTH_COPYING_INPUT: usize = ROWS;
 
-/// Multiplications of a product from which on it is worth several threads.
+/// Multiplications of a product from which on it is worth several threads, some 8 µs on one.
 const WORTH_THREADS: usize = 1 << 18;
+
+/// The same outside of the pool, which may be asleep then.
+const WORTH_THREADS_OUTSIDE: usize = 1 << 21;
 
 /// Steps of a piece.
 fn steps_per_piece(batch: usize) -> usize {
@@ -142,8 +145,14 @@ fn nth(step: usize, len: usize) -> Range<usize> {
 
 /// c = a·b or c += a·b, on several threads if that pays.
 fn multiply<T: Element>(c: &mut [T], into: Into, a: &[T], rows: usize, b: Matrix<'_, T>, inner: usize) {
-    let threads = if c.len().saturating_mul(inner) >= WORTH_THREADS { parallel::threads() } else { 1 };
+    let threads = threads_for(c.len().saturating_mul(inner));
     T::multiply(c, into, Matrix::new(rows, inner, a), b, threads);
+}
+
+/// Threads for a product of so many multiplications.
+fn threads_for(multiplications: usize) -> usize {
+    let least = if parallel::in_pool() { WORTH_THREADS } else { WORTH_THREADS_OUTSIDE };
+    if multiplications >= least { parallel::threads() } else { 1 }
 }
 
 /// Some steps of an array, side by side: in place, or copied into `tile`.

@@ -393,7 +393,7 @@ fn mistakes_are_named_and_nothing_is_written() {
     let (_, of_eps) = norm.clone().with_eps(1e-3).unwrap().forward(&x).unwrap();
     assert_eq!(
         text(norm.backward(&x, &of_eps, &x, &mut grad).map(drop)),
-        "`saved` must come from a layer with eps 1e-5, but comes from one with 1e-3"
+        "`saved` must come from a layer with eps 1e-5, but comes from one with 0.001"
     );
     assert!(!norm.has_unbiased_variance() && norm.clone().with_unbiased_variance().has_unbiased_variance());
     let text_of_other = "`saved` must have shape [4], but has [2, 4]";
@@ -430,7 +430,7 @@ fn mistakes_are_named_and_nothing_is_written() {
     for momentum in [-0.1, 1.5, f32::NAN] {
         assert_eq!(
             text(running.update(&saved, momentum)),
-            format!("`momentum` must be between 0 and 1, but is {}", f64::from(momentum))
+            format!("`momentum` must be between 0 and 1, but is {momentum}")
         );
     }
     assert_eq!(running, norm.running());

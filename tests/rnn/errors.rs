@@ -134,6 +134,21 @@ fn a_state_with_or_without_c_is_named() {
 }
 
 #[test]
+fn a_saved_of_another_eps_is_named() {
+    let (cell, x, dy, mut outputs) = setup();
+    let other = cell.with_eps(1e-3).unwrap();
+    let text = "`saved` must come from a layer with eps 0.001, but comes from one with 1e-5";
+    refuses(text, &mut outputs, |out| other.backward(&x, &out.saved, &dy, None, &mut out.grad));
+    refuses(text, &mut outputs, |out| {
+        other.backward_into(&x, &out.saved, &dy, &mut out.state, &mut out.dx, &mut out.grad)
+    });
+    // Without normalization there is none.
+    let plain = Lstm::<f64>::new(3, 5, LstmPlacement::None, Start::Uniform, &mut rng());
+    let ((_, _, saved), mut grad) = (plain.forward(&x, None, None).unwrap(), plain.zero_grad());
+    plain.with_eps(1e-3).unwrap().backward(&x, &saved, &dy, None, &mut grad).unwrap();
+}
+
+#[test]
 fn a_mask_or_output_of_another_shape_is_named() {
     let (cell, x, dy, mut outputs) = setup();
     let mask = Array2::from_elem((BATCH, STEPS), true);
@@ -201,7 +216,7 @@ fn a_cell_without_hidden_units_is_refused() {
 
 #[test]
 fn eps_that_is_no_addend_is_refused() {
-    for (eps, shown) in [(-1.0, "-1.0"), (f64::NAN, "NaN"), (f64::INFINITY, "inf")] {
+    for (eps, shown) in [(-1.0, "-1"), (f64::NAN, "NaN"), (f64::INFINITY, "inf")] {
         let error = lstm::<f64>(3, 5).with_eps(eps).unwrap_err();
         assert_eq!(error.to_string(), format!("`eps` must be finite, at least 0 and not subnormal, but is {shown}"));
     }

@@ -21,7 +21,7 @@ use crate::parallel;
 use crate::rnn::cell::Cell;
 use crate::rnn::saved::{Norm, Saved, mask_of};
 use crate::rnn::sequence::{
-    Lengths, Products, Rows, WORTH_THREADS, adjacent, copy, for_products, multiply, nth, rows_per_block, take,
+    Lengths, Products, Rows, adjacent, copy, for_products, multiply, nth, rows_per_block, take, threads_for,
 };
 use crate::rnn::state::State;
 use crate::rnn::weights::{MATRICES, Weights};
@@ -162,7 +162,7 @@ fn add_columns<T: Element>(level: Level, grad: &mut Weights<T>, mut total: &[<T 
 
 /// c += aᵀ·b, by way of a copy of aᵀ if that pays.
 fn add_transposed<T: Element>(c: &mut [T], a: &[T], b: &[T], rows: usize, turned: &mut [T]) {
-    let threads = if c.len().saturating_mul(rows) >= WORTH_THREADS { parallel::threads() } else { 1 };
+    let threads = threads_for(c.len().saturating_mul(rows));
     let [by_row, b] = [a, b].map(|matrix| Matrix::new(rows, matrix.len() / rows, matrix));
     let a = if a.len() < WORTH_TURNING { by_row.transposed() } else { by_row.transpose_into(&mut turned[..a.len()]) };
     T::multiply(c, Into::Add, a, b, threads);
