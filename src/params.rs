@@ -89,7 +89,7 @@ pub trait Parameters<T: Element> {
 ///
 /// # Shapes
 ///
-/// Both have the layer's normalized shape.
+/// Both have the layer's normalized shape; the gain of a [`WeightNorm`](crate::WeightNorm) is `[outputs]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Affine<T> {
     pub(crate) gain: Option<ArrayD<T>>,

@@ -1,7 +1,8 @@
 //! Recurrent networks with layer normalization inside: [`Rnn`], [`Lstm`] and [`Gru`], and their way back through time.
 //!
 //! Each has the placements of the paper, named by an enum, and none as the baseline. [`Recurrent`] is what one does with
-//! them: a step, a sequence, and backward through it.
+//! them: a step, a sequence, and backward through it. First weights come from a generator of yours, of rand 0.9
+//! (`cargo add rand@0.9`).
 //!
 //! # Bits
 //!

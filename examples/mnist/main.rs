@@ -31,8 +31,8 @@
 //! norm none   batch   4     1.9e-2   2.5e-2   3.3e-2    6.80   7.35   8.25 %    4.25   4.57   5.00 %
 //! ```
 //!
-//! As in the paper, layer norm is fastest down the training likelihood (at 4 only after some epochs), and small batches
-//! harm batch norm most. Other than there, batch norm with 128 has the lowest test error in every epoch, though its norm
+//! As in the paper, layer norm is fastest on the training digits (at 4 only after some epochs), and small batches harm batch
+//! norm most. Other than there, batch norm with 128 has the lowest test error in every epoch, though its norm
 //! before the softmax keeps it from a fit: on the hidden layers alone it ends at 3e-4 to 1e-3, and 3.6 to 4.1 %. With 4, no
 //! norm is best after an epoch, and after 30 the seeds of all three overlap.
 //!

@@ -60,6 +60,11 @@ use crate::params::{Affine, Parameters, check_saved_eps, check_shape};
 /// assert_eq!(y[[0, 0]], 0.0);
 /// # Ok::<(), layernorm::Error>(())
 /// ```
+///
+/// # From PyTorch
+///
+/// `torch.nn.BatchNorm1d` has the same ε and momentum; its `weight` is the gain, and its running variance is that of
+/// [`Running::update_unbiased`].
 #[derive(Clone, Debug)]
 pub struct BatchNorm<T> {
     inner: RowNorm<T>,
@@ -237,7 +242,7 @@ impl<T: Element> BatchNorm<T> {
     ///
     /// σ² is a `T` here, which training does without. A feature whose spread has no square in `T` (in f32 above 1.8e19, and with
     /// ε = 0 below 2.7e-23) has an infinite one in `running`, or 0, and its y is the bias, or NaN where x − μ is not finite. With
-    /// ε = 0, spreads below 1e-20 cost y digits.
+    /// ε = 0, spreads whose square is subnormal (in f32 below 1.1e-19, in f64 below 1.5e-154) cost y digits.
     ///
     /// # Shapes
     ///

@@ -27,7 +27,8 @@ use crate::params::{Affine, Parameters};
 /// # Shapes
 ///
 /// A row is what the trailing axes span that the layer was made for (the normalized shape); x may have any axes in
-/// front of them, and any strides. Gain and bias have the normalized shape.
+/// front of them, and any strides. Gain and bias have the normalized shape. Arrays in standard layout are read and written
+/// where they are; rows of others go through a copy of some of them that stays in a cache.
 ///
 /// # Bits
 ///
@@ -52,6 +53,39 @@ use crate::params::{Affine, Parameters};
 /// assert_eq!(grad.bias().unwrap()[0], 2.0 * y[[0, 0]]);
 /// # Ok::<(), layernorm::Error>(())
 /// ```
+///
+/// # Group normalization
+///
+/// Rows of a view are the groups of channels; gain and bias belong to channels, and stay outside.
+///
+/// ```
+/// use layernorm::{LayerNorm, ndarray::{Array1, Array4, Axis}};
+///
+/// let (batch, groups, channels, height, width) = (2, 3, 6, 4, 5);
+/// let (grouped, flat) = ((batch, groups, channels / groups, height, width), (batch, channels, height * width));
+/// let norm = LayerNorm::<f64>::new([channels / groups, height, width]).without_gain().without_bias();
+/// let (gain, bias) = (Array1::from_elem((channels,), 2.0), Array1::from_elem((channels,), 0.5));
+/// let of_channel = |parameter: Array1<f64>| parameter.insert_axis(Axis(1));
+///
+/// let x = Array4::from_shape_fn((batch, channels, height, width), |(b, c, i, j)| ((b + c + 3 * i * j) % 7) as f64);
+/// let x = x.into_shape_with_order(grouped).expect("as many elements");
+/// let (normalized, saved) = norm.forward(&x)?;
+/// let normalized = normalized.into_shape_with_order(flat).expect("as many elements");
+/// let y = &normalized * &of_channel(gain.clone()) + of_channel(bias);
+/// assert!((y.mean().unwrap() - 0.5).abs() < 1e-12);
+///
+/// let dy = y.mapv(|y| y * y); // from your loss
+/// let dgain = (&dy * &normalized).sum_axis(Axis(2)).sum_axis(Axis(0));
+/// let dbias = dy.sum_axis(Axis(2)).sum_axis(Axis(0));
+/// let dnormalized = (dy * of_channel(gain)).into_shape_with_order(grouped).expect("as many elements");
+/// let dx = norm.backward(&x, &saved, &dnormalized, &mut norm.zero_grad())?;
+/// assert_eq!((dx.dim(), dgain.len(), dbias.len()), (x.dim(), channels, channels));
+/// # Ok::<(), layernorm::Error>(())
+/// ```
+///
+/// # From PyTorch
+///
+/// `torch.nn.LayerNorm` has the same shape, ε and default of ε; its `weight` is the gain.
 #[derive(Clone, Debug)]
 pub struct LayerNorm<T> {
     pub(crate) rows: RowNorm<T>,

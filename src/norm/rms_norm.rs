@@ -50,6 +50,11 @@ use crate::params::{Affine, Parameters};
 /// assert_eq!(grad.gain().unwrap()[0], 2.0);
 /// # Ok::<(), layernorm::Error>(())
 /// ```
+///
+/// # From PyTorch
+///
+/// `torch.nn.RMSNorm` has the same shape; its `weight` is the gain, and its default ε is that of the type (1.2e-7 for f32), where
+/// this one's is 1e-5.
 #[derive(Clone, Debug)]
 pub struct RmsNorm<T> {
     pub(crate) rows: RowNorm<T>,
@@ -309,7 +314,8 @@ impl<T: Element> Parameters<T> for RmsNorm<T> {
 
 /// What forward keeps of `x` for backward: a few numbers a row. Not interchangeable with [`Saved`].
 ///
-/// It remembers the shape and the rows of that x, and backward refuses others. It does not hold x: pass the same one again.
+/// It remembers the shape and the rows of that x and the layer's ε, and backward refuses others. It does not hold x: pass the
+/// same one again.
 #[derive(Clone, Debug)]
 pub struct RmsSaved<T> {
     pub(crate) rows: Saved<T>,
@@ -324,6 +330,8 @@ impl<T> Default for RmsSaved<T> {
 
 impl<T: Element> RmsSaved<T> {
     /// 1/√(Σx²/H + ε) of each row; 0 for a row of zeros with ε = 0.
+    ///
+    /// It may be infinite or subnormal where a row's scale is extreme; y and dx are right all the same.
     ///
     /// # Shapes
     ///

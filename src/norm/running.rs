@@ -9,7 +9,8 @@ use crate::params::check_shape;
 
 /// What [`BatchNorm::forward`](crate::BatchNorm::forward) keeps of `x` for backward: a few numbers a feature.
 ///
-/// It remembers the shape and the rows of that x, and backward refuses others. It does not hold x: pass the same one again.
+/// It remembers the shape and the rows of that x, the layer's ε and which variance it takes, and backward refuses others. It does
+/// not hold x: pass the same one again.
 #[derive(Clone, Debug)]
 pub struct BatchSaved<T> {
     /// The shape of x; nothing before the first call.

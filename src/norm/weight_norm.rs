@@ -57,6 +57,10 @@ use crate::simd;
 /// assert!((3.0 * dv[[0, 0]] + 4.0 * dv[[0, 1]]).abs() < 1e-15);
 /// # Ok::<(), layernorm::Error>(())
 /// ```
+///
+/// # From PyTorch
+///
+/// `torch.nn.utils.parametrizations.weight_norm` with `dim=0`: `original0` is the gain, with more axes, and `original1` is v.
 #[derive(Clone, Debug)]
 pub struct WeightNorm<T> {
     /// Of a gain alone.

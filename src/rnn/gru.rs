@@ -11,6 +11,7 @@ use crate::rnn::weights::{BIAS, INPUT_GAIN, RECURRENT_BIAS, RECURRENT_GAIN};
 
 /// Where a [`Gru`] normalizes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum GruPlacement {
     /// Nowhere: eq. 23–25.
     None,
@@ -49,17 +50,17 @@ pub enum GruPlacement {
 /// # Example
 ///
 /// ```
-/// use layernorm::ndarray::{Array2, Array3};
+/// use layernorm::ndarray::{Array2, Array3, s};
 /// use layernorm::rnn::{GruPlacement, Start};
 /// use layernorm::{Gru, Recurrent};
-/// use ndarray_rand::rand::{SeedableRng, rngs::StdRng};
+/// use rand::{SeedableRng, rngs::StdRng};
 ///
 /// let mut rng = StdRng::seed_from_u64(1);
 /// let gru = Gru::<f32>::new(3, 5, GruPlacement::Products, Start::Orthogonal, &mut rng);
 /// // The second sequence is one step shorter.
 /// let mask = Array2::from_shape_fn((4, 2), |(t, row)| t < 4 - row);
 /// let (y, last, _) = gru.forward(&Array3::ones((4, 2, 3)), None, Some(&mask))?;
-/// assert_eq!(last.h.row(1), y.slice(ndarray::s![2, 1, ..]));
+/// assert_eq!(last.h.row(1), y.slice(s![2, 1, ..]));
 /// # Ok::<(), layernorm::Error>(())
 /// ```
 #[derive(Clone, Debug)]

@@ -11,6 +11,7 @@ use crate::rnn::weights::{BIAS, CELL_BIAS, CELL_GAIN, INPUT_GAIN, RECURRENT_GAIN
 
 /// Where an [`Lstm`] normalizes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum LstmPlacement {
     /// Nowhere: eq. 17–19.
     None,
@@ -54,7 +55,7 @@ pub enum LstmPlacement {
 /// use layernorm::ndarray::Array2;
 /// use layernorm::rnn::{LstmPlacement, Start};
 /// use layernorm::{Lstm, Recurrent};
-/// use ndarray_rand::rand::{SeedableRng, rngs::StdRng};
+/// use rand::{SeedableRng, rngs::StdRng};
 ///
 /// let mut rng = StdRng::seed_from_u64(1);
 /// let lstm = Lstm::<f32>::new(3, 5, LstmPlacement::ProductsAndCell, Start::Uniform, &mut rng);

@@ -28,17 +28,17 @@ use crate::simd;
 /// # Example
 ///
 /// ```
-/// use layernorm::ndarray::Array3;
+/// use layernorm::ndarray::{Array3, Axis};
 /// use layernorm::rnn::{LstmPlacement, Start};
 /// use layernorm::{Lstm, Recurrent};
-/// use ndarray_rand::rand::{SeedableRng, rngs::StdRng};
+/// use rand::{SeedableRng, rngs::StdRng};
 ///
 /// let mut rng = StdRng::seed_from_u64(1);
 /// let lstm = Lstm::<f32>::new(3, 5, LstmPlacement::ProductsAndCell, Start::Orthogonal, &mut rng);
 /// let x = Array3::from_shape_fn((7, 2, 3), |(t, row, i)| (t + 2 * row + i) as f32);
 /// let (y, state, saved) = lstm.forward(&x, None, None)?;
 /// assert_eq!(y.shape(), [7, 2, 5]);
-/// assert_eq!(y.index_axis(ndarray::Axis(0), 6), state.h);
+/// assert_eq!(y.index_axis(Axis(0), 6), state.h);
 ///
 /// let mut grad = lstm.zero_grad();
 /// let (dx, d_initial) = lstm.backward(&x, &saved, &y, None, &mut grad)?;
@@ -132,6 +132,11 @@ pub trait Recurrent<T: Element>: Cell<T> + Parameters<T, Gradient = Weights<T>> 
     }
 
     /// [`step`](Self::step) with the new state in place of the old one.
+    ///
+    /// # Shapes
+    ///
+    /// - `x`: `[batch, input]`, any strides
+    /// - `state`: `[batch, hidden]`; it is overwritten
     ///
     /// # Errors
     ///
@@ -255,7 +260,7 @@ pub trait Recurrent<T: Element>: Cell<T> + Parameters<T, Gradient = Weights<T>> 
     /// use layernorm::ndarray::Array3;
     /// use layernorm::rnn::{GruPlacement, Start};
     /// use layernorm::{Gru, Recurrent};
-    /// use ndarray_rand::rand::{SeedableRng, rngs::StdRng};
+    /// use rand::{SeedableRng, rngs::StdRng};
     ///
     /// let gru = Gru::<f32>::new(3, 5, GruPlacement::Products, Start::Orthogonal, &mut StdRng::seed_from_u64(1));
     /// let x = Array3::from_shape_fn((7, 2, 3), |(t, row, i)| (t + 2 * row + i) as f32);

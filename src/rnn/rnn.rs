@@ -11,6 +11,7 @@ use crate::rnn::weights::{BIAS, GAIN};
 
 /// Where an [`Rnn`] normalizes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum RnnPlacement {
     /// Nowhere: h = tanh(a + bias).
     None,
@@ -43,7 +44,7 @@ pub enum RnnPlacement {
 /// use layernorm::ndarray::Array3;
 /// use layernorm::rnn::{RnnPlacement, Start};
 /// use layernorm::{Recurrent, Rnn};
-/// use ndarray_rand::rand::{SeedableRng, rngs::StdRng};
+/// use rand::{SeedableRng, rngs::StdRng};
 ///
 /// let mut rng = StdRng::seed_from_u64(1);
 /// let rnn = Rnn::<f64>::new(3, 4, RnnPlacement::Sum, Start::Orthogonal, &mut rng);

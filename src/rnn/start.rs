@@ -7,6 +7,7 @@ use crate::element::Element;
 
 /// How weights are drawn at first. Gains start at 1, biases at 0, whatever is chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Start {
     /// Every weight uniform in ±0.1, as are the input weights in the code that the paper's authors published.
     Uniform,

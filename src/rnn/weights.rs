@@ -29,7 +29,7 @@ pub(crate) const MATRICES: usize = 2;
 /// ```
 /// use layernorm::rnn::{LstmPlacement, Start};
 /// use layernorm::{Lstm, Parameters, Recurrent};
-/// use ndarray_rand::rand::{SeedableRng, rngs::StdRng};
+/// use rand::{SeedableRng, rngs::StdRng};
 ///
 /// let mut rng = StdRng::seed_from_u64(1);
 /// let lstm = Lstm::<f32>::new(3, 5, LstmPlacement::Cell, Start::Uniform, &mut rng);
