@@ -17,7 +17,7 @@ use criterion::{BenchmarkId, Criterion, Throughput};
 use fearless_simd::{Level, Simd, dispatch, f32x16, prelude::*};
 use fearless_simd_macros::simd;
 use layernorm::{Affine, BatchNorm, BatchSaved};
-use loops::{halves, near, stream, vector_copy};
+use loops::{halves, near, near_sum, stream, vector_copy};
 use measure::medians;
 use ndarray::{Array1, Array2, ArrayView1};
 use threads::on_threads;
@@ -79,8 +79,9 @@ impl Case {
         halves(x, dy, dx, |x, dy, dx| dispatch!(Level::new(), simd => stream(simd, x, dy, dx)));
     }
 
-    /// Panics unless the first and the last column of y and dx are those of the oracle: no time without a right result.
+    /// Panics unless the first and the last column of y, dx, dgain and dbias are those of the oracle: no time without a right result.
     fn check(&mut self) {
+        self.grad = self.norm.zero_grad();
         self.forward();
         self.backward();
         let wide = |column: ArrayView1<'_, f32>| column.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
@@ -92,6 +93,10 @@ impl Case {
             near("y", column, &wide(self.y.column(column)), &textbook::batch_forward(&x, gain, bias, eps, false).y);
             let (dx, ..) = textbook::batch_backward(&x, gain, eps, false, &dy);
             near("dx", column, &wide(self.dx.column(column)), &dx);
+            let normalized = textbook::batch_forward(&x, 1.0, 0.0, eps, false).y;
+            let terms = normalized.iter().zip(&dy).map(|(x, dy)| x * dy);
+            near_sum("dgain", column, of(self.grad.gain()), terms);
+            near_sum("dbias", column, of(self.grad.bias()), dy.iter().copied());
         }
     }
 }

@@ -140,6 +140,10 @@ impl Case {
         let length = x.iter().map(|x| x * x).sum::<f64>().sqrt();
         near("w", &self.arrays[2], &x.iter().map(|x| x / length).collect::<Vec<_>>());
         self.weight_backward();
+        // dv = (dw − ŵ·⟨dw, ŵ⟩)/‖v‖
+        let along = x.iter().zip(&dy).map(|(x, dy)| x * dy).sum::<f64>() / length;
+        let dv = x.iter().zip(&dy).map(|(x, dy)| (dy - x / length * along) / length);
+        near("dv", &self.arrays[2], &dv.collect::<Vec<_>>());
         self.residual_forward();
         let sum = &self.arrays[0] + &self.arrays[1];
         near("y of a sum", &self.arrays[2], &textbook::forward(&wide(&sum), None, None, 1e-5f32.into()).y);
@@ -148,6 +152,13 @@ impl Case {
         self.residual_backward();
         let dx = textbook::backward_row(&wide(&sum), None, 1e-5f32.into(), &dy);
         near("dx of a sum", &self.arrays[4], &dx.iter().zip(&dsum).map(|(dx, dsum)| dx + dsum).collect::<Vec<_>>());
+        // Without gain and bias that move, and with a gain of 1, the Jacobian is symmetric: jvp is backward.
+        self.layer.2 = self.layer.0.zero_grad();
+        self.jvp();
+        near("jvp", &self.arrays[2], &textbook::backward_row(&wide(&sum), None, 1e-5f32.into(), &dy));
+        let dy = wide(&self.arrays[4]);
+        self.backward_inplace();
+        near("dx in place", &self.arrays[4], &textbook::backward_row(&wide(&self.unit.0), None, 1e-5f32.into(), &dy));
     }
 }
 

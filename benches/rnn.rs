@@ -69,6 +69,24 @@ impl<C: Recurrent<f32>> Case<C> {
         cell.backward_into(x, saved, dy, d_state, dx, grad).expect("the shapes fit");
     }
 
+    /// Panics unless the gradient by the initial state, which comes back through all steps, is the slope of Σ dy·y along itself.
+    fn check_backward(&mut self) {
+        self.forward();
+        self.backward();
+        let gradient = &self.d_state.h;
+        let length = gradient.iter().map(|&d| f64::from(d).powi(2)).sum::<f64>().sqrt();
+        // The sum moves by much more than its rounding then, and hardly bends.
+        let step = 1e-3f64.min(1.0 / length);
+        let [above, below] = [step, -step].map(|step| {
+            let mut initial = self.cell.zero_state(gradient.nrows());
+            initial.h.assign(&(gradient * (step / length) as f32));
+            let (y, _) = self.cell.infer(&self.x, Some(&initial), None).expect("the shapes fit");
+            y.iter().zip(&self.dy).map(|(&y, &dy)| f64::from(y) * f64::from(dy)).sum::<f64>()
+        });
+        let slope = (above - below) / (2.0 * step);
+        assert!((slope / length - 1.0).abs() < 0.02, "the slope is {slope}, the gradient {length} long");
+    }
+
     /// Panics unless the first sequence is what the oracle says, and infer says the same.
     fn check(&mut self, textbook: fn(&Sequence<'_>) -> States) {
         self.infer();
@@ -173,7 +191,8 @@ fn measure<C: Recurrent<f32> + Send>(
     let [input, hidden, batch, steps] = size;
     let case = &mut Case::new(cell, batch, steps);
     case.check(textbook);
-    case.backward();
+    case.check_backward();
+    case.forward();
     let bare = &mut Bare::new(size, gates);
     for threads in [1, 2] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");

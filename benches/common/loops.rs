@@ -10,6 +10,12 @@ pub(crate) fn near(name: &str, line: usize, got: &[f64], right: &[f64]) {
     }
 }
 
+/// Whether a sum is right: rounding grows with what is added, not with the result.
+pub(crate) fn near_sum(name: &str, column: usize, got: f64, terms: impl Iterator<Item = f64>) {
+    let (right, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
+    assert!((got - right).abs() <= 1e-6 * size, "{name}[{column}]: got {got}, right is {right}");
+}
+
 /// Has each thread of the pool do its part of a loop, as far as there are two.
 pub(crate) fn halves(a: &[f32], b: &[f32], out: &mut [f32], f: impl Fn(&[f32], &[f32], &mut [f32]) + Sync) {
     if rayon::current_num_threads() == 1 {

@@ -5,7 +5,7 @@ pub(crate) mod threads;
 
 use fearless_simd::{Level, dispatch};
 use layernorm::{LayerNorm, Saved};
-use loops::{halves, near, plain_stream, stream, vector_copy};
+use loops::{halves, near, near_sum, plain_stream, stream, vector_copy};
 use ndarray::{Array1, Array2, Axis};
 
 /// `rows × features`, from one row to the largest caches and beyond, long and short, wide and narrow.
@@ -108,8 +108,10 @@ impl Case {
         dbias += &self.dy.sum_axis(Axis(0));
     }
 
-    /// Panics unless the first and the last row of y and dx are those of the oracle: no time without a right result.
+    /// Panics unless the first and the last row of y and dx are those of the oracle, and the first and the last of dgain and
+    /// dbias the sums that they should be: no time without a right result.
     pub(crate) fn check(&mut self) {
+        self.grad = self.norm.zero_grad();
         self.forward();
         self.backward();
         let wide = |row: ndarray::ArrayView1<'_, f32>| row.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
@@ -123,6 +125,14 @@ impl Case {
             let right = textbook::forward(&x, Some(&gain), Some(&bias), eps);
             near("y", row, &wide(self.y.row(row)), &right.y);
             near("dx", row, &wide(self.dx.row(row)), &textbook::backward_row(&x, Some(&gain), eps, &dy));
+        }
+        let (dgain, dbias) = (flat(self.grad.gain()), flat(self.grad.bias()));
+        for column in [0, self.x.ncols() - 1] {
+            let (x, dy) = (wide(self.x.column(column)), wide(self.dy.column(column)));
+            let (mean, rstd) = (wide(self.saved.mean()), wide(self.saved.rstd()));
+            let normalized = x.iter().zip(mean.iter().zip(&rstd)).map(|(x, (mean, rstd))| (x - mean) * rstd);
+            near_sum("dgain", column, dgain[column], dy.iter().zip(normalized).map(|(dy, x)| dy * x));
+            near_sum("dbias", column, dbias[column], dy.iter().copied());
         }
     }
 }

@@ -1,18 +1,24 @@
 #!/usr/bin/env python3
-"""Layer normalization by torch and onnxruntime, as multiples of a numpy copy of x.
+"""Layer normalization by torch, oneDNN and onnxruntime, and torch's batch normalization, beside loops of numpy.
 
     python peers.py [--quick] [--threads N]
 
-The shapes, inputs' distribution, rounds and columns are those of `cargo run --release` beside it. A package that is not
-installed is named and left out. Every result is checked against numpy in float64 before it is timed. Calls take turns,
-and a time is the median of its turns. The copy is of one thread also where the others have two.
+The shapes, x's distribution and rounds are those of `cargo run --release` beside it. Forward and forward + backward are
+multiples of a copy of x, backward of a stream, which reads x and dy and writes dx. Both loops are of one thread also
+where the others have two. A package that is not installed is named and left out. Every result is checked against numpy
+in float64 before it is timed. Calls take turns, and a time is the median of its turns.
 """
 
 import argparse
+import ctypes
 import math
+import os
 import statistics
+import subprocess
 import sys
 import time
+from ctypes import byref, c_float, c_int, c_int64, c_size_t, c_void_p
+from typing import Callable, NamedTuple
 
 try:
     import numpy as np
@@ -29,33 +35,135 @@ EPS = 1e-5
 WRONG = 1e-2
 
 
+class Call(NamedTuple):
+    """What is timed. `function` returns [y] if `part` is "forward", else (dx, dgain, dbias)."""
+
+    peer: str
+    norm: str  # "layer norm" or "batch norm"
+    part: str  # "forward", "backward" or "forward + backward"
+    function: Callable
+
+    def __str__(self):
+        return f"{self.peer}, {self.norm} {self.part}"
+
+
 class Torch:
-    """`nn.functional.layer_norm`; gradients by autograd, into new tensors."""
+    """`nn.functional`'s norms, gradients by autograd, and by what autograd calls for them; all into new tensors.
 
-    def __init__(self, torch, threads, x, gain, bias):
+    Batch normalization is that of training, without running statistics.
+    """
+
+    def __init__(self, torch, threads, x, dy, gain, bias):
         torch.set_num_threads(threads)
-        self.torch, self.norm = torch, torch.nn.functional.layer_norm
+        self.nn, self.aten, self.grad = torch.nn.functional, torch.ops.aten, torch.autograd.grad
+        self.dy = torch.from_numpy(dy)
         self.plain = [torch.from_numpy(a) for a in (x, gain, bias)]
-        self.tracked = [a.clone().requires_grad_() for a in self.plain]
-        self.dy = torch.ones_like(self.plain[0])
+        self.tracked = [torch.from_numpy(a).requires_grad_() for a in (x, gain, bias)]
 
-    def forward(self):
+    def layer_norm(self, x, gain, bias):
+        return self.nn.layer_norm(x, gain.shape, gain, bias, EPS)
+
+    def batch_norm(self, x, gain, bias):
+        return self.nn.batch_norm(x, None, None, gain, bias, training=True, eps=EPS)
+
+    def layer_norm_backward(self):
         x, gain, bias = self.plain
-        return self.norm(x, gain.shape, gain, bias, EPS)
+        _, *saved = self.aten.native_layer_norm(x, gain.shape, gain, bias, EPS)
+        rest = *saved, gain, bias, [True] * 3
+        return lambda: self.aten.native_layer_norm_backward(self.dy, x, gain.shape, *rest)
 
-    def forward_backward(self):
-        x, gain, bias = self.tracked
-        return self.torch.autograd.grad(self.norm(x, gain.shape, gain, bias, EPS), self.tracked, self.dy)
+    def batch_norm_backward(self):
+        x, gain, bias = self.plain
+        _, *saved = self.aten.native_batch_norm(x, gain, bias, None, None, True, 0, EPS)
+        rest = None, None, *saved, True, EPS, [True] * 3
+        return lambda: self.aten.native_batch_norm_backward(self.dy, x, gain, *rest)
+
+    def each(self, name, norm, backward):
+        yield Call("torch", name, "forward", lambda: [norm(*self.plain)])
+        yield Call("torch", name, "backward", backward)
+        yield Call("torch", name, "forward + backward", lambda: self.grad(norm(*self.tracked), self.tracked, self.dy))
 
     def calls(self):
-        yield "torch", "forward", self.forward
-        yield "torch", "forward + backward", self.forward_backward
+        yield from self.each("layer norm", self.layer_norm, self.layer_norm_backward())
+        if len(self.dy) > 1:  # torch refuses a batch of one
+            yield from self.each("batch norm", self.batch_norm, self.batch_norm_backward())
+
+
+# From oneDNN's headers.
+dnnl_cpu, dnnl_stream_default_flags, DNNL_MAX_NDIMS = 1, 1, 12
+dnnl_f32, dnnl_a, dnnl_ab = 3, 2, 3
+dnnl_forward_training, dnnl_backward = 64, 128
+dnnl_use_scale, dnnl_use_shift = 2, 4
+DNNL_ARG_SRC, DNNL_ARG_DST, DNNL_ARG_MEAN, DNNL_ARG_VARIANCE, DNNL_ARG_SCALE, DNNL_ARG_SHIFT = 1, 17, 49, 50, 51, 52
+DNNL_ARG_DIFF_SRC, DNNL_ARG_DIFF_DST, DNNL_ARG_DIFF_SCALE, DNNL_ARG_DIFF_SHIFT = 129, 145, 255, 256
+
+
+class dnnl_exec_arg_t(ctypes.Structure):
+    _fields_ = [("arg", c_int), ("memory", c_void_p)]
+
+
+class OneDnn:
+    """The C API of oneDNN, into memory that is there. Its objects are never destroyed: they are small."""
+
+    def __init__(self, library, x, dy, gain, bias):
+        self.library, self.kept = library, []
+        # NaN, so that what no call writes is found.
+        y, dx, dgain, dbias, mean, variance = (np.full_like(a, np.nan) for a in (x, x, gain, bias, x[:, 0], x[:, 0]))
+        both = {DNNL_ARG_SRC: x, DNNL_ARG_SCALE: gain, DNNL_ARG_SHIFT: bias}
+        both |= {DNNL_ARG_MEAN: mean, DNNL_ARG_VARIANCE: variance}
+        results = {DNNL_ARG_DIFF_SRC: dx, DNNL_ARG_DIFF_SCALE: dgain, DNNL_ARG_DIFF_SHIFT: dbias}
+
+        self.engine = self.make("engine_create", dnnl_cpu, c_size_t(0))
+        self.stream = self.make("stream_create", self.engine, dnnl_stream_default_flags)
+        like_x, like_mean = self.layout(x), self.layout(mean)
+        options = like_mean, c_float(EPS), dnnl_use_scale | dnnl_use_shift
+        describe = lambda way, *rest: self.make(f"layer_normalization_{way}_primitive_desc_create", self.engine, *rest)
+        forward = describe("forward", dnnl_forward_training, like_x, like_x, *options, None)
+        backward = describe("backward", dnnl_backward, like_x, like_x, like_x, *options, forward, None)
+        self.forward = self.call(forward, both | {DNNL_ARG_DST: y}, [y])
+        self.backward = self.call(backward, both | {DNNL_ARG_DIFF_DST: dy} | results, [dx, dgain, dbias])
+        self.forward()  # backward reads mean and variance
+
+    def do(self, name, *arguments):
+        status = getattr(self.library, f"dnnl_{name}")(*arguments)
+        if status:
+            raise RuntimeError(f"dnnl_{name}: status {status}")
+
+    def make(self, name, *arguments):
+        made = c_void_p()
+        self.do(name, byref(made), *arguments)
+        return made
+
+    def layout(self, array):
+        dims = (c_int64 * DNNL_MAX_NDIMS)(*array.shape)
+        tag = {1: dnnl_a, 2: dnnl_ab}[array.ndim]
+        return self.make("memory_desc_create_with_tag", array.ndim, dims, dnnl_f32, tag)
+
+    def memory(self, array):
+        self.kept.append(array)  # oneDNN has its address only
+        return self.make("memory_create", self.layout(array), self.engine, c_void_p(array.ctypes.data))
+
+    def call(self, description, arrays, results):
+        primitive = self.make("primitive_create", description)
+        bound = [dnnl_exec_arg_t(arg, self.memory(array)) for arg, array in arrays.items()]
+        arguments = primitive, self.stream, len(bound), (dnnl_exec_arg_t * len(bound))(*bound)
+
+        def run():
+            self.do("primitive_execute", *arguments)
+            self.do("stream_wait", self.stream)
+            return results
+
+        return run
+
+    def calls(self):
+        yield Call("oneDNN", "layer norm", "forward", self.forward)
+        yield Call("oneDNN", "layer norm", "backward", self.backward)
 
 
 class OnnxRuntime:
     """A model of one `LayerNormalization` node; it has no backward."""
 
-    def __init__(self, onnx, onnxruntime, threads, x, gain, bias):
+    def __init__(self, onnx, onnxruntime, threads, x, _, gain, bias):
         from onnx import TensorProto, helper, numpy_helper
 
         node = helper.make_node("LayerNormalization", ["x", "gain", "bias"], ["y"], axis=-1, epsilon=EPS)
@@ -71,14 +179,27 @@ class OnnxRuntime:
         self.feed = {"x": x}
 
     def forward(self):
-        return self.session.run(None, self.feed)[0]
+        return self.session.run(None, self.feed)
 
     def calls(self):
-        yield "onnxruntime", "forward", self.forward
+        yield Call("onnxruntime", "layer norm", "forward", self.forward)
+
+
+def load_onednn():
+    """From the loader's path, or else from where pip puts it. The C API of 2.x, another one, is in `libdnnl.so.2`."""
+    try:
+        library = ctypes.CDLL("libdnnl.so.3")
+    except OSError:
+        library = ctypes.CDLL(f"{sys.prefix}/lib/libdnnl.so.3")
+    if not hasattr(library, "omp_get_max_threads"):
+        raise OSError("its threads are not OpenMP's, their number cannot be set")
+    library.dnnl_version.restype = ctypes.POINTER(c_int * 3)
+    print(f"oneDNN {'.'.join(map(str, library.dnnl_version().contents))}")
+    return library
 
 
 def installed():
-    """What makes a contestant of (threads, x, gain, bias), for each package that is there."""
+    """What makes a contestant of (threads, x, dy, gain, bias), for each package that is there."""
     makers = []
     try:
         import torch
@@ -87,6 +208,11 @@ def installed():
         makers.append(lambda *case: Torch(torch, *case))
     except (ImportError, OSError, ValueError) as why:  # the last two: its CUDA libraries are missing
         print(f"torch left out: {why}")
+    try:
+        library = load_onednn()
+        makers.append(lambda _, *case: OneDnn(library, *case))  # its threads: OMP_NUM_THREADS
+    except OSError as why:
+        print(f"oneDNN left out: {why}")
     try:
         import onnx
         import onnxruntime
@@ -99,14 +225,16 @@ def installed():
     return makers
 
 
-def oracle(x, gain, bias):
-    """y and (dx, dgain, dbias) for dy = 1, in float64."""
-    x, gain, bias = (a.astype(np.float64) for a in (x, gain, bias))
-    xhat = x - x.mean(axis=1, keepdims=True)
-    rstd = 1 / np.sqrt((xhat**2).mean(axis=1, keepdims=True) + EPS)
+def oracle(axis, x, dy, gain, bias):
+    """In float64; `axis` is that of the mean: 1 in layer, 0 in batch normalization."""
+    x, dy, gain, bias = (a.astype(np.float64) for a in (x, dy, gain, bias))
+    mean = lambda a: a.mean(axis=axis, keepdims=True)
+    xhat = x - mean(x)
+    rstd = 1 / np.sqrt(mean(xhat**2) + EPS)
     xhat *= rstd
-    dx = rstd * (gain - gain.mean() - xhat * (gain * xhat).mean(axis=1, keepdims=True))
-    return xhat * gain + bias, (dx, xhat.sum(axis=0), np.full_like(bias, len(x)))
+    dxhat = dy * gain
+    dx = rstd * (dxhat - mean(dxhat) - xhat * mean(dxhat * xhat))
+    return {"y": xhat * gain + bias, "dx": dx, "dgain": (dy * xhat).sum(axis=0), "dbias": dy.sum(axis=0)}
 
 
 def error(got, right):
@@ -115,13 +243,12 @@ def error(got, right):
     return (np.abs(got - right).max(axis=1) / np.abs(right).max(axis=1)).max()
 
 
-def check(name, call, function, right):
-    y, gradients = right
-    pairs = [(function(), y)] if call == "forward" else list(zip(function(), gradients))
-    errors = [error(got, right) for got, right in pairs]
-    if not all(e < WRONG for e in errors):
-        sys.exit(f"{name}, {call}: off by {errors}")
-    return " ".join(f"{e:.0e}" for e in errors)
+def check(call, right):
+    names = ["y"] if call.part == "forward" else ["dx", "dgain", "dbias"]
+    errors = {name: error(got, right[name]) for name, got in zip(names, call.function(), strict=True)}
+    if not all(e < WRONG for e in errors.values()):
+        sys.exit(f"{call}: off by {errors}")
+    return errors
 
 
 def medians(calls, rounds, turn, pause):
@@ -146,29 +273,44 @@ def medians(calls, rounds, turn, pause):
     return [statistics.median(t) for t in times]
 
 
+def print_table(lines):
+    """Lines of the same keys, which are the head."""
+    for cells in [lines[0].keys(), ["---"] * len(lines[0]), *(line.values() for line in lines)]:
+        print(f"| {' | '.join(cells)} |")
+    print()
+
+
 def measure(makers, threads, quick):
     rounds, turn = (9, 0.010) if quick else (15, 0.020)
     # Pools of two libraries spin for a while after a call: the next one should not pay for that.
     pause = 0.005 if threads > 1 else 0.0
     random = np.random.default_rng(1)
-    lines = []
+    normal = lambda *shape: random.standard_normal(shape, dtype=np.float32)
+    tables, worst = {}, {}
     for rows, features in QUICK_SHAPES if quick else SHAPES:
-        x = random.standard_normal((rows, features), dtype=np.float32)
-        gain = 1 + random.standard_normal(features, dtype=np.float32)
-        bias = random.standard_normal(features, dtype=np.float32)
-        right, y = oracle(x, gain, bias), np.zeros_like(x)
-        calls = [call for make in makers for call in make(threads, x, gain, bias).calls()]
-        errors = [check(*call, right) for call in calls]
-        copy, *times = medians([lambda: np.copyto(y, x)] + [call[2] for call in calls], rounds, turn, pause)
-        cells = [f"{t / copy:.2f}" for t in times]
-        lines.append(f"| {rows} × {features} | {copy * 1e6:.2f} | {' | '.join(cells)} | {' | '.join(errors)} |")
-        print(f"{rows} × {features} done", file=sys.stderr)
-    head = [f"{name}, {call} × copy" for name, call, _ in calls] + [
-        f"{name}, error of {'y' if call == 'forward' else 'dx, dgain, dbias'}" for name, call, _ in calls
-    ]
+        case = x, dy, _, _ = normal(rows, features), normal(rows, features), 1 + normal(features), normal(features)
+        right = {"layer norm": oracle(1, *case), "batch norm": oracle(0, *case)}
+        calls = [call for make in makers for call in make(threads, *case).calls()]
+        for call in calls:
+            errors = worst.setdefault(str(call), {})
+            for name, e in check(call, right[call.norm]).items():
+                errors[name] = max(e, errors.get(name, 0))
+        y, dx = np.zeros_like(x), np.zeros_like(x)
+        loops = [lambda: np.copyto(y, x), lambda: np.add(x, dy, out=dx)]
+        copy, stream, *times = medians(loops + [call.function for call in calls], rounds, turn, pause)
+        size = f"{rows} × {features}"
+        shape = {"rows × features": size, "copy µs": f"{copy * 1e6:.2f}", "stream µs": f"{stream * 1e6:.2f}"}
+        for call, seconds in zip(calls, times):
+            name, loop = ("stream", stream) if call.part == "backward" else ("copy", copy)
+            line = tables.setdefault(call.norm, {}).setdefault(size, dict(shape))
+            line[f"{call} × {name}"] = f"{seconds / loop:.2f}"
+        print(f"{size} done", file=sys.stderr)
     print(f"## {threads} thread{'s' if threads > 1 else ''}\n")
-    print(f"| rows × features | copy µs | {' | '.join(head)} |\n|---|---|{'---|' * len(head)}")
-    print("\n".join(lines) + "\n")
+    for lines in tables.values():
+        print_table(list(lines.values()))
+    cell = lambda errors, name: f"{errors[name]:.0e}" if name in errors else ""
+    names = ["y", "dx", "dgain", "dbias"]
+    print_table([{"largest error": call} | {name: cell(e, name) for name in names} for call, e in worst.items()])
 
 
 def main():
@@ -176,11 +318,15 @@ def main():
     parser.add_argument("--quick", action="store_true", help="few shapes, less time")
     parser.add_argument("--threads", type=int, help="default: one, then two")
     arguments = parser.parse_args()
+    if arguments.threads is None:
+        run = lambda threads: subprocess.call([sys.executable, __file__, *sys.argv[1:], "--threads", threads])
+        sys.exit(run("1") or run("2"))
+    # OpenMP reads it when it is loaded: hence before the packages are, and a process for each number of threads.
+    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
     makers = installed()
     if not makers:
-        sys.exit("neither torch nor onnxruntime is installed")
-    for threads in [arguments.threads] if arguments.threads else [1, 2]:
-        measure(makers, threads, arguments.quick)
+        sys.exit("none of torch, oneDNN and onnxruntime is installed")
+    measure(makers, arguments.threads, arguments.quick)
 
 
 if __name__ == "__main__":
