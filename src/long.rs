@@ -26,7 +26,8 @@ pub(crate) mod backward;
 /// Whether so many rows are taken here, on all threads, because tasks of `task()` rows would leave these idle for a quarter of
 /// the time or more: two sweeps cost about that much more than one.
 pub(crate) fn shares_columns<T: Element>(rows: usize, task: impl FnOnce() -> usize, features: usize) -> bool {
-    if features < T::BLOCK / 2 || !parallel::pays(2 * rows * features * size_of::<T>()) {
+    // The bytes of one array alone: two sweeps wait for the other threads twice.
+    if features < T::BLOCK / 2 || !parallel::pays(rows * features * size_of::<T>()) {
         return false;
     }
     let (threads, task) = (parallel::threads(), task());
