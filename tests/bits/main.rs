@@ -3,7 +3,7 @@
 
 mod golden;
 
-use std::sync::{Once, OnceLock};
+use std::sync::OnceLock;
 
 use layernorm::ndarray::{Array1, Array2, ArrayBase, ArrayView2, ArrayViewMut2, Axis, Ix2, RawData, Slice};
 use layernorm::{Element, LayerNorm, Parameters, Saved, instruction_sets};
@@ -229,9 +229,9 @@ const GLOBAL: usize = THREADS[2];
 fn on_threads<R: Send>(threads: usize, f: impl FnOnce() -> R + Send) -> R {
     static POOLS: OnceLock<Vec<rayon::ThreadPool>> = OnceLock::new();
     if threads == GLOBAL {
-        static READY: Once = Once::new();
+        static READY: OnceLock<()> = OnceLock::new();
         // Another test may have used it by then: it has a thread for each CPU.
-        READY.call_once(|| _ = rayon::ThreadPoolBuilder::new().num_threads(GLOBAL).build_global());
+        READY.get_or_init(|| _ = rayon::ThreadPoolBuilder::new().num_threads(GLOBAL).build_global());
         return f();
     }
     let build = |&threads: &usize| rayon::ThreadPoolBuilder::new().num_threads(threads).build();
