@@ -2,11 +2,13 @@
 //! and on every instruction set. So do the gradients of gain and bias of the same rows.
 
 mod golden;
+mod threads;
 
 use std::sync::OnceLock;
 
 use layernorm::ndarray::{Array1, Array2, ArrayBase, ArrayView2, ArrayViewMut2, Axis, Ix2, RawData, Slice};
 use layernorm::{Element, LayerNorm, Parameters, Saved, instruction_sets};
+use threads::{THREADS, on_threads};
 
 /// An element whose bits can be compared.
 trait Bits: Element {
@@ -186,8 +188,6 @@ struct Variant {
     out: Layout,
 }
 
-const THREADS: [usize; 4] = [1, 2, 3, 8];
-
 /// Of x (also in place), dy, and y or dx.
 const LAYOUTS: [[Layout; 3]; 10] = [
     [Standard, Standard, Standard],
@@ -218,31 +218,6 @@ fn variants() -> impl Iterator<Item = Variant> {
 fn plain() -> Variant {
     let set = *instruction_sets().last().expect("there is at least one instruction set");
     Variant { set, threads: 1, x: Standard, dy: Standard, out: Standard }
-}
-
-/// Of the global pool, which is for threads that are in none, as is the one that tests run on.
-#[cfg(feature = "rayon")]
-const GLOBAL: usize = THREADS[2];
-
-/// Calls `f` on a pool of so many threads, or, if the global one has as many, outside of a pool.
-#[cfg(feature = "rayon")]
-fn on_threads<R: Send>(threads: usize, f: impl FnOnce() -> R + Send) -> R {
-    static POOLS: OnceLock<Vec<rayon::ThreadPool>> = OnceLock::new();
-    if threads == GLOBAL {
-        static READY: OnceLock<()> = OnceLock::new();
-        // Another test may have used it by then: it has a thread for each CPU.
-        READY.get_or_init(|| _ = rayon::ThreadPoolBuilder::new().num_threads(GLOBAL).build_global());
-        return f();
-    }
-    let build = |&threads: &usize| rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-    let pools = POOLS.get_or_init(|| THREADS.iter().map(build).collect::<Result<_, _>>().expect("threads start"));
-    let pool = pools.iter().find(|pool| pool.current_num_threads() == threads).expect("a pool of each size");
-    pool.install(f)
-}
-
-#[cfg(not(feature = "rayon"))]
-fn on_threads<R>(_threads: usize, f: impl FnOnce() -> R) -> R {
-    f()
 }
 
 /// What each operation writes; a row of y, mean, rstd and dx is `features` or 1 elements long.
