@@ -79,7 +79,8 @@ impl Case {
         halves(x, dy, dx, |x, dy, dx| dispatch!(Level::new(), simd => stream(simd, x, dy, dx)));
     }
 
-    /// Panics unless the first and the last column of y, dx, dgain and dbias are those of the oracle: no time without a right result.
+    /// Panics unless the first and the last column of y, dx, dgain and dbias are those of the oracle: no time without a right
+    /// result.
     fn check(&mut self) {
         self.grad = self.norm.zero_grad();
         self.forward();

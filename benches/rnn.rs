@@ -69,7 +69,8 @@ impl<C: Recurrent<f32>> Case<C> {
         cell.backward_into(x, saved, dy, d_state, dx, grad).expect("the shapes fit");
     }
 
-    /// Panics unless the gradient by the initial state, which comes back through all steps, is the slope of Σ dy·y along itself.
+    /// Panics unless the gradient by the initial state, which comes back through all steps, is the slope of Σ dy·y along
+    /// itself.
     fn check_backward(&mut self) {
         self.forward();
         self.backward();
@@ -192,7 +193,6 @@ fn measure<C: Recurrent<f32> + Send>(
     let case = &mut Case::new(cell, batch, steps);
     case.check(textbook);
     case.check_backward();
-    case.forward();
     let bare = &mut Bare::new(size, gates);
     for threads in [1, 2] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
