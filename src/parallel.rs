@@ -88,7 +88,8 @@ pub(crate) fn enter<R: Send>(f: impl FnOnce() -> R + Send) -> R {
     f()
 }
 
-/// Does a job on so many threads of the pool this thread is in, or, if it is in none, on itself and one less of the global pool.
+/// Does a job on so many threads of the pool this thread is in, or, if it is in none, on this one and one less of the global
+/// pool.
 ///
 /// Each thread begins with a share of its own, part by part, and goes on with what is left of the others': a thread that wakes up
 /// late finds little to do. With as many threads as the pool has, its share is the same in the next call, and in its cache.
@@ -135,8 +136,8 @@ fn take_part<J: Job>(share: &Mutex<Option<J>>) -> Option<(J, bool)> {
     Some((part, false))
 }
 
-/// Has as many threads do `work`, of which this is one, with a number below `threads` that each has to itself, if the pool has no
-/// more.
+/// Has as many threads do `work`, of which this is one, with a number below `threads` that each has to itself, if the pool
+/// has no more.
 #[cfg(feature = "rayon")]
 fn on_threads(threads: usize, work: &(impl Fn(usize) + Sync)) {
     fn of_pool(threads: usize, work: &(impl Fn(usize) + Sync)) {
@@ -167,7 +168,7 @@ fn on_threads(threads: usize, work: &(impl Fn(usize) + Sync)) {
     });
 }
 
-/// Times that a thread outside of the pool looks whether the others are done before it falls asleep: some 50 µs.
+/// Times that a thread outside of the pool looks whether the others are done before it falls asleep: some 80 µs.
 #[cfg(feature = "rayon")]
 const YIELDS: usize = 100;
 

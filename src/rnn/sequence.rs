@@ -32,7 +32,7 @@ const WORTH_COPYING_ALONE: usize = 512;
 /// Rows of a sequence from which on W_x is copied so.
 const WORTH_COPYING_INPUT: usize = ROWS;
 
-/// Multiplications of a product from which on it is worth several threads, some 8 µs on one.
+/// Multiplications of a product from which on it is worth several threads.
 const WORTH_THREADS: usize = 1 << 18;
 
 /// The same outside of the pool, which may be asleep then.
