@@ -53,7 +53,7 @@ pub trait Number: Float + SimdFloatElement + Debug + Display + Default + Into<f6
     fn chunks_mut(row: &mut [Self]) -> (&mut [Self::Chunk], &mut [Self]);
 
     /// The nearest element.
-    fn from_f64(value: f64) -> Self;
+    fn nearest(value: f64) -> Self;
 
     /// A wide number as the unevaluated sum of two elements, the second at most half an ulp of the first.
     fn split(wide: Self::Wide) -> (Self, Self);
@@ -181,7 +181,7 @@ pub(crate) fn power_of_two(exponent: i32) -> f64 {
 #[inline(always)]
 pub(crate) fn times_power_of_two<T: Number>(x: T, exponent: i32) -> T {
     let (first, second) = (exponent / 2, exponent - exponent / 2);
-    x * T::from_f64(power_of_two(first)) * T::from_f64(power_of_two(second))
+    x * T::nearest(power_of_two(first)) * T::nearest(power_of_two(second))
 }
 
 thread_local! {
@@ -223,7 +223,7 @@ impl Number for f32 {
     }
 
     #[inline(always)]
-    fn from_f64(value: f64) -> Self {
+    fn nearest(value: f64) -> Self {
         value as Self
     }
 
@@ -283,7 +283,7 @@ impl Number for f64 {
     }
 
     #[inline(always)]
-    fn from_f64(value: f64) -> Self {
+    fn nearest(value: f64) -> Self {
         value
     }
 

@@ -345,7 +345,7 @@ pub(crate) fn forward_weights<T: Element, D: Dimension>(
     parallel::lend(gain.len(), |factors: &mut [T]| {
         let root = (layer.features as f64).sqrt();
         for (factor, &gain) in factors.iter_mut().zip(gain) {
-            *factor = T::from_f64(gain.into() / root);
+            *factor = T::nearest(gain.into() / root);
         }
         let kernel = |step: Step<'_, T, _, 1, 1, 0>| {
             let Step { rows, inputs: [v], outputs: [w], per_row: saved, .. } = step;

@@ -397,9 +397,9 @@ impl<S: Simd, T: Number> Tail<S, T> {
         let lane = Vector::<S, T>::from_fn(
             simd,
             #[inline(always)]
-            |lane| T::from_f64(lane as f64),
+            |lane| T::nearest(lane as f64),
         );
-        let fresh = lane.simd_ge(splat(simd, T::from_f64(((T::LANES - rest) % T::LANES) as f64)));
+        let fresh = lane.simd_ge(splat(simd, T::nearest(((T::LANES - rest) % T::LANES) as f64)));
         Self { simd, at: len - rest, turn: len / T::LANES % TURNS, len, fresh }
     }
 

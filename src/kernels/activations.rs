@@ -317,7 +317,7 @@ mod tests {
             points.push(f64::from(half) * std::f64::consts::LN_2 / 4.0);
         }
         let near = points.into_iter().flat_map(|point| {
-            let bits = T::from_f64(point.abs()).bits();
+            let bits = T::nearest(point.abs()).bits();
             (bits.saturating_sub(20)..=bits + 20).map(T::of_bits)
         });
         near.filter(|x| !x.is_nan()).flat_map(|x| [x, -x]).collect()
@@ -326,7 +326,7 @@ mod tests {
     /// `count` numbers within ±`reach`, evenly spread, and so that no two blocks are alike.
     fn spread<T: Tested>(count: usize, reach: f64) -> Vec<T> {
         let golden = 0.618_033_988_749_894_9;
-        (0..count).map(|i| T::from_f64(reach * (2.0 * (i as f64 * golden).fract() - 1.0))).collect()
+        (0..count).map(|i| T::nearest(reach * (2.0 * (i as f64 * golden).fract() - 1.0))).collect()
     }
 
     /// `count` numbers of every magnitude.
@@ -485,7 +485,7 @@ mod tests {
             let largest = 1 - T::LOWEST - T::LAST;
             for n in 0..=largest {
                 let product = Double::product(constants.ln2_high.into(), f64::from(n));
-                let got = T::from_f64(f64::from(n)) * constants.ln2_high;
+                let got = T::nearest(f64::from(n)) * constants.ln2_high;
                 assert_eq!((got.into(), 0.0), (product.hi, product.lo), "{n} · {}", constants.ln2_high);
             }
         }

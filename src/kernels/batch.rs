@@ -195,7 +195,7 @@ pub(crate) fn sample<S: Simd, T: Number>(simd: S, rows: &[&[T]], near: &mut [T])
 #[inline(always)]
 fn mean_of<S: Simd, T: Number, const R: usize>(simd: S, rows: [&&[T]; R], near: &mut [T]) {
     let tail = Tail::new(simd, near.len());
-    let share = splat(simd, T::from_f64(1.0 / R as f64));
+    let share = splat(simd, T::nearest(1.0 / R as f64));
     let mut terms = [share; R];
     for (i, near) in T::chunks_mut(near).0.iter_mut().enumerate() {
         for r in 0..R {
@@ -402,7 +402,7 @@ fn finish_part<S: Simd, T: Number>(
     }
     for c in 0..len {
         (mean[c], low[c]) = T::split(T::Wide::default().add(mean[c].into()).add(delta[c]));
-        (variances[c], rstds[c]) = (T::from_f64(variance[c]), T::from_f64(r[c]));
+        (variances[c], rstds[c]) = (T::nearest(variance[c]), T::nearest(r[c]));
     }
     saved.mean.copy_from_slice(&mean[..len]);
     saved.low.copy_from_slice(&low[..len]);
@@ -438,8 +438,8 @@ pub(crate) fn coefficients<S: Simd, T: Number>(
     for c in 0..columns {
         let (b, r) = (dbias[c].value(), rstd[c].into());
         let d = dgain[c].value() - low[c].into() * b;
-        k[c] = T::from_f64(b * share);
-        m[c] = T::from_f64(r * r * (d * divisor));
+        k[c] = T::nearest(b * share);
+        m[c] = T::nearest(r * r * (d * divisor));
         dgain[c] = T::Wide::default().add(r * d);
     }
 }

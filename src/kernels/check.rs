@@ -15,21 +15,21 @@ pub(crate) fn check_bits<T: Number>(
 ) {
     let kinds: [fn(T, usize) -> T; 8] = [
         |x, _| x,
-        |x, j| x + T::from_f64(j as f64),
+        |x, j| x + T::nearest(j as f64),
         |x, _| x,
         |x, j| if j == 3 { T::nan() } else { x },
         |x, _| x * T::max_value().sqrt(),
         |_, _| -T::zero(),
         |x, j| if j == 0 { T::infinity() } else { x },
-        |x, _| x + T::from_f64(1e4),
+        |x, _| x + T::nearest(1e4),
     ];
-    let number = |i: usize| T::from_f64((i * 37 % 1009) as f64 / 300.0 - 1.5);
+    let number = |i: usize| T::nearest((i * 37 % 1009) as f64 / 300.0 - 1.5);
     let (lanes, block) = (T::LANES, T::BLOCK);
     let lengths = [lanes, 2 * lanes, 3 * lanes + 1, 5 * lanes - 1, 16 * lanes, 17 * lanes + 2, 35 * lanes];
     for features in lengths.into_iter().chain([block - 1, block, block + 1, 2 * block + lanes]) {
         let (gain, bias): (Vec<T>, Vec<T>) = (0..features).map(|j| (number(3 * j + 1), number(2 * j))).unzip();
         for (rows, spread) in [
-            (kinds.len(), Spread::about_mean(T::from_f64(1e-5))),
+            (kinds.len(), Spread::about_mean(T::nearest(1e-5))),
             (kinds.len() - 1, Spread::about_zero(T::zero())),
             (1, Spread::about_mean(T::zero())),
             (0, Spread::about_mean(T::zero())),
@@ -52,7 +52,7 @@ pub(crate) fn check_bits<T: Number>(
                     } else {
                         dispatch!(level, simd => forward(simd, layer, &x, &mut y, saved));
                     }
-                    let exponent = exponent.into_iter().map(|exponent| T::from_f64(exponent.into())).collect();
+                    let exponent = exponent.into_iter().map(|exponent| T::nearest(exponent.into())).collect();
                     Some([y, mean, low, rstd, exponent])
                 };
                 let (Some(got), Some(expected)) = (run(true), run(false)) else { continue };

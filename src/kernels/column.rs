@@ -73,7 +73,7 @@ impl<T: Number> Passes<T> {
     /// The statistics of a column whose elements were times 2^-`exponent`.
     pub(crate) fn column(&self, exponent: i32, count: Count, spread: Spread) -> Column<T> {
         let variance = if self.m < 0.0 { 0.0 } else { self.m / count.divisor };
-        let rstd = T::from_f64(rstd(variance + spread.rescaled(exponent).eps));
+        let rstd = T::nearest(rstd(variance + spread.rescaled(exponent).eps));
         Column { exponent, mean: self.near, low: self.low, variance, rstd }
     }
 }
@@ -93,7 +93,7 @@ impl<T: Number> Column<T> {
             return Self { exponent: 0, mean: nan, low: nan, variance: f64::NAN, rstd: nan };
         };
         if x.clone().all(|x| x == first) {
-            let rstd = T::from_f64(rstd(spread.eps));
+            let rstd = T::nearest(rstd(spread.eps));
             return Self { exponent: 0, mean: first, low: T::zero(), variance: 0.0, rstd };
         }
         let plain = Self::at(x.clone(), 0, count, spread);
@@ -118,7 +118,7 @@ impl<T: Number> Column<T> {
         Own {
             mean: up(self.mean),
             low: up(self.low),
-            variance: up(up(T::from_f64(self.variance))),
+            variance: up(up(T::nearest(self.variance))),
             rstd: times_power_of_two(self.rstd, -self.exponent),
         }
     }
@@ -141,7 +141,7 @@ impl<T: Number> Column<T> {
             sum = sum.add(dy.into() * self.d(x).into());
         }
         let (d, r) = (sum.value(), self.rstd.into());
-        (T::from_f64(b / count.rows), T::from_f64(r * r * (d / count.divisor)), r * d)
+        (T::nearest(b / count.rows), T::nearest(r * r * (d / count.divisor)), r * d)
     }
 
     /// dx of an element

@@ -50,7 +50,7 @@ pub(crate) fn join_block<S: Simd, W: Wide>(_simd: S, total: &mut [W], block: &[W
 #[simd]
 pub(crate) fn add_wide<S: Simd, T: Number>(_simd: S, gradient: &mut [T], sums: &[T::Wide]) {
     for (gradient, sum) in gradient.iter_mut().zip(sums) {
-        *gradient = T::from_f64(sum.add((*gradient).into()).value());
+        *gradient = T::nearest(sum.add((*gradient).into()).value());
     }
 }
 

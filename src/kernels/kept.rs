@@ -115,7 +115,7 @@ impl<T: Number> Row<T> {
     pub(crate) fn scale<S: Simd>(&self, simd: S) -> Scale<Vector<S, T>> {
         // Two factors: 2^-e alone may be no number, where a gradient times it is.
         let half = -self.exponent / 2;
-        let [first, second] = [half, -self.exponent - half].map(|half| T::from_f64(power_of_two(half)));
+        let [first, second] = [half, -self.exponent - half].map(|half| T::nearest(power_of_two(half)));
         Scale([splat(simd, first), splat(simd, second)])
     }
 
@@ -141,7 +141,7 @@ impl<T: Number> Row<T> {
         let rstd: f64 = self.rstd.into();
         let n = layer.features as f64;
         let (k, d) = if layer.spread.centred { (q / n, qd - self.low.into() * q) } else { (0.0, qd) };
-        Coefficients { k: T::from_f64(k), m: T::from_f64(rstd * rstd * (d / n)) }
+        Coefficients { k: T::nearest(k), m: T::nearest(rstd * rstd * (d / n)) }
     }
 }
 

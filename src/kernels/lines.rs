@@ -66,10 +66,10 @@ impl<S: Simd, T: Number> Lines<S, T> {
         let lane = Vector::<S, T>::from_fn(
             simd,
             #[inline(always)]
-            |lane| T::from_f64(lane as f64),
+            |lane| T::nearest(lane as f64),
         );
-        let begin = lane.simd_ge(splat(simd, T::from_f64(rest as f64)));
-        let first = lane.simd_lt(splat(simd, T::from_f64(front as f64)));
+        let begin = lane.simd_ge(splat(simd, T::nearest(rest as f64)));
+        let first = lane.simd_lt(splat(simd, T::nearest(front as f64)));
         let (to_row, to_lines) = (rotation::<S, T>(simd, rest), rotation::<S, T>(simd, front));
         Self { simd, features, front, rest, begin, first, to_row, to_lines }
     }
@@ -228,7 +228,7 @@ mod tests {
 
     /// Numbers whose first has so many in front of the next cache line.
     fn behind_a_line<T: Number>(buffer: &mut Vec<T>, front: usize, len: usize, prime: usize) -> &mut [T] {
-        *buffer = (0..len + 2 * T::LANES).map(|i| T::from_f64((i * prime % 1009) as f64 / 300.0 - 1.5)).collect();
+        *buffer = (0..len + 2 * T::LANES).map(|i| T::nearest((i * prime % 1009) as f64 / 300.0 - 1.5)).collect();
         let start = (buffer.as_ptr().align_offset(size_of::<T::Chunk>()) + T::LANES - front) % T::LANES;
         &mut buffer[start..start + len]
     }
@@ -240,7 +240,7 @@ mod tests {
             let (features, len) = (vectors * T::LANES, rows * vectors * T::LANES);
             let mut buffers = [const { Vec::new() }; 3];
             let numbers =
-                |prime| (0..features.max(rows)).map(|i| T::from_f64((i * prime % 89) as f64 / 64.0 - 0.4)).collect();
+                |prime| (0..features.max(rows)).map(|i| T::nearest((i * prime % 89) as f64 / 64.0 - 0.4)).collect();
             let (gain, mean, low, rstd): (Vec<T>, Vec<T>, Vec<T>, Vec<T>) =
                 (numbers(31), numbers(37), numbers(41).iter().map(|&x: &T| x * T::epsilon()).collect(), numbers(43));
             let zeros = vec![T::zero(); rows];

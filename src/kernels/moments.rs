@@ -116,7 +116,7 @@ impl<T: Number> Statistics<T> {
 
     /// Of a row whose elements are all the same.
     pub(crate) fn constant(x: T, spread: Spread) -> Self {
-        Self { mean: x, rstd: T::from_f64(rstd(spread.eps)), ..Self::none() }
+        Self { mean: x, rstd: T::nearest(rstd(spread.eps)), ..Self::none() }
     }
 }
 
@@ -181,7 +181,7 @@ impl<T: Number> Moments<T> {
         let rstd = 1.0 / (variance + spread.eps).sqrt();
         let (mean, low) = T::split(self.mean);
         let safe = self.near & spread.holds(variance);
-        Statistics { mean, low, rstd: T::from_f64(rstd), safe }
+        Statistics { mean, low, rstd: T::nearest(rstd), safe }
     }
 }
 
@@ -215,7 +215,7 @@ pub(crate) fn near_means<S: Simd, T: Number>(simd: S, len: usize, samples: &mut 
 #[inline(always)]
 pub(crate) fn sampled<S: Simd, T: Number>(simd: S, len: usize) -> Vector<S, T> {
     let count = if len >= SAMPLE * T::LANES { SAMPLE * T::LANES } else { len };
-    splat(simd, T::from_f64(count as f64))
+    splat(simd, T::nearest(count as f64))
 }
 
 /// Pairs of vectors after which partial sums are carried: long chains of like terms round one way, and carried every 8

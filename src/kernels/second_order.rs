@@ -203,7 +203,7 @@ impl<T: Number> Projection<T> {
         let (rstd, n) = (row.rstd.into(), layer.features as f64);
         let k = if layer.spread.centred { rstd * (sum.value() / n) } else { 0.0 };
         let d = with_d.value() - row.low.into() * sum.value();
-        Self { k: T::from_f64(k), m: T::from_f64(rstd * rstd * (rstd * (d / n))) }
+        Self { k: T::nearest(k), m: T::nearest(rstd * rstd * (rstd * (d / n))) }
     }
 
     #[inline(always)]
@@ -244,7 +244,7 @@ impl<T: Number> Coefficients<T> {
             x: Projection::new(row, layer, [x, xd]),
             q: Projection::new(row, layer, [q, qd]),
             u: Projection::new(row, layer, [u, ud]),
-            c: [rstd * gamma, rstd * alpha, rstd * (rstd * c)].map(T::from_f64),
+            c: [rstd * gamma, rstd * alpha, rstd * (rstd * c)].map(T::nearest),
         }
     }
 }

@@ -96,7 +96,7 @@ fn normalize_group<S: Simd, T: Number, const R: usize>(
     let mut terms = zeros;
     terms[front..].copy_from_slice(&x[..features]);
     let centred = layer.spread.centred;
-    let near = if centred { pairs(terms) / splat(simd, T::from_f64(features as f64)) } else { zeros[0] };
+    let near = if centred { pairs(terms) / splat(simd, T::nearest(features as f64)) } else { zeros[0] };
     let (mut sums, mut squares) = (zeros, zeros);
     for j in 0..features {
         let d = x[j] - near;
@@ -317,7 +317,7 @@ mod tests {
         x: &[T],
         dy: &[T],
     ) -> Outcome<T> {
-        let (rows, garbage) = (x.len() / layer.features, T::from_f64(0.1));
+        let (rows, garbage) = (x.len() / layer.features, T::nearest(0.1));
         let (mut y, mut dx) = (vec![garbage; x.len()], vec![garbage; x.len()]);
         let [mut mean, mut low, mut rstd] = [const { Vec::new() }; 3];
         [&mut mean, &mut low, &mut rstd].into_iter().for_each(|numbers| numbers.resize(rows, garbage));
@@ -336,7 +336,7 @@ mod tests {
         } else {
             backward::backward(simd, layer, Place::Core, kept, x, dy, &mut dx, columns);
         }
-        let exponent = exponent.iter().map(|&exponent| T::from_f64(exponent.into())).collect();
+        let exponent = exponent.iter().map(|&exponent| T::nearest(exponent.into())).collect();
         [
             ("y", y),
             ("mean", mean),
@@ -355,7 +355,7 @@ mod tests {
     }
 
     fn check<T: Number, const R: usize>(level: Level, kinds: &[fn(T, usize) -> T]) {
-        let number = |i: usize, prime: usize| T::from_f64((i * prime % 1009) as f64 / 300.0 - 1.5);
+        let number = |i: usize, prime: usize| T::nearest((i * prime % 1009) as f64 / 300.0 - 1.5);
         let short = (1..=R).flat_map(|features| (1..=3 * R + 1).map(move |rows| (features, rows)));
         // Of every number of vectors; all `R` rows of a group, and some that are left.
         let narrow = (2..=26).flat_map(|half| [half * R / 2, half * R / 2 + 1].map(|features| (features, 2 * R + 3)));
@@ -376,13 +376,13 @@ mod tests {
                 .collect();
             let bias: Vec<_> = (0..features).map(|i| if i % 2 == 0 { -T::zero() } else { number(i, 43) }).collect();
             let eps = if rows % 2 == 0 { 0.0 } else { 1e-5 };
-            let spread = Spread::about_mean(T::from_f64(eps));
+            let spread = Spread::about_mean(T::nearest(eps));
             let centred = (features + rows) % 4 > 0;
             let layer = &Layer {
                 features,
                 gain: (rows % 3 > 0).then_some(&gain),
                 bias: (rows % 4 > 0 && centred).then_some(&bias),
-                spread: if centred { spread } else { Spread::about_zero(T::from_f64(eps)) },
+                spread: if centred { spread } else { Spread::about_zero(T::nearest(eps)) },
             };
             for place in [Place::Core, Place::Shared, Place::Memory] {
                 let got = dispatch!(level, simd => run::<_, _, R>(simd, true, place, layer, &x, &dy));
@@ -408,10 +408,10 @@ mod tests {
         let tame: [fn(T, usize) -> T; 6] = [
             |x, _| x,
             |x, j| if j % 2 == 0 { -T::zero() } else { x },
-            |x, _| x + T::from_f64(1000.0),
+            |x, _| x + T::nearest(1000.0),
             |_, _| -T::zero(),
-            |_, _| T::from_f64(0.7),
-            |x, _| x * T::from_f64(1e-3),
+            |_, _| T::nearest(0.7),
+            |x, _| x * T::nearest(1e-3),
         ];
         let wild: [fn(T, usize) -> T; 10] = [
             |x, _| x,

@@ -118,9 +118,9 @@ pub(crate) fn backward<S: Simd, T: Number>(
         }
         let rstd: f64 = row.rstd.into();
         let mean = rstd * (sum[0].value() / n);
-        dgain[i] += T::from_f64(n.sqrt() * mean);
+        dgain[i] += T::nearest(n.sqrt() * mean);
         let by_rstd = gain[i].into() / n.sqrt() * rstd;
-        let factors = [T::from_f64(by_rstd), T::from_f64(by_rstd * rstd * mean)];
+        let factors = [T::nearest(by_rstd), T::nearest(by_rstd * rstd * mean)];
         for at in blocks::<T>(features) {
             write(simd, &row, row.scale(simd), factors, &v[at.clone()], &dw[at.clone()], &mut dv[at]);
         }

@@ -32,7 +32,7 @@ impl<T: Element> RowNorm<T> {
     pub(crate) fn new(normalized_shape: impl IntoDimension, spread: impl FnOnce(T) -> Spread) -> Self {
         let shape = normalized_shape.into_dimension().slice().to_vec();
         let affine = Affine::identity(&shape);
-        let (features, spread) = (shape.iter().product(), spread(T::from_f64(1e-5)));
+        let (features, spread) = (shape.iter().product(), spread(T::nearest(1e-5)));
         Self { shape, features, affine, zero_centred: false, spread, level: simd::level() }
     }
 
@@ -43,7 +43,7 @@ impl<T: Element> RowNorm<T> {
     }
 
     pub(crate) fn eps(&self) -> T {
-        T::from_f64(self.spread.eps)
+        T::nearest(self.spread.eps)
     }
 
     /// A parameter of the normalized shape, in standard layout.

@@ -45,7 +45,7 @@ impl<T: Element> Base<T> {
         }
         drop(slices);
         let shapes = shapes.into_iter().map(|(name, shape)| (name, shape.to_vec())).collect();
-        Self { input, hidden, eps: T::from_f64(1e-5), level: simd::level(), weights, shapes }
+        Self { input, hidden, eps: T::nearest(1e-5), level: simd::level(), weights, shapes }
     }
 
     /// Whether the weights are those of this cell.

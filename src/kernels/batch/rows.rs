@@ -277,7 +277,7 @@ mod tests {
         let (products, terms) = room.split_at_mut(features);
         let (wide_products, wide_terms) = totals.split_at_mut(features);
         let (room, block) = (&mut Sums { products, terms }, Sums { products: wide_products, terms: wide_terms });
-        let mut out = vec![T::from_f64(0.1); x.len()];
+        let mut out = vec![T::nearest(0.1); x.len()];
         let block_of = |rows| Block { rows, stride: features, first: 0 };
         if here {
             sums(simd, true, about, x, dy, room, block);
@@ -301,7 +301,7 @@ mod tests {
     }
 
     fn check<T: Number>() {
-        let number = |i: usize, prime: usize| T::from_f64((i * prime % 1009) as f64 / 300.0 - 1.5);
+        let number = |i: usize, prime: usize| T::nearest((i * prime % 1009) as f64 / 300.0 - 1.5);
         for level in available() {
             if !dispatch!(level, simd => pays::<_, T>(simd, true, T::LANES)) {
                 continue;

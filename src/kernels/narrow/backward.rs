@@ -414,7 +414,7 @@ mod tests {
             return;
         }
         let numbers = |len: usize, prime: usize| -> Vec<T> {
-            (0..len).map(|i| T::from_f64((i * prime % 1009) as f64 / 300.0 - 1.5)).collect()
+            (0..len).map(|i| T::nearest((i * prime % 1009) as f64 / 300.0 - 1.5)).collect()
         };
         let lengths = (1..=MOST).flat_map(|vectors| [vectors * T::LANES, vectors * T::LANES - 3]);
         for features in lengths.filter(|&features| features >= T::LANES) {
