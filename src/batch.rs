@@ -118,7 +118,7 @@ fn with_statistics<T: Element>(
         let (rstds, scale) = buffer.split_at_mut(mean.len());
         low.fill(T::zero());
         for (r, &variance) in rstds.iter_mut().zip(variance) {
-            *r = T::from_f64(rstd(variance.into() + call.layer.spread.eps));
+            *r = T::nearest(rstd(variance.into() + call.layer.spread.eps));
         }
         call.scale(rstds, 0, scale);
         f(KeptColumns { mean, low, rstd: rstds, exponent: &[] }, scale);
@@ -137,8 +137,8 @@ pub(crate) fn backward<T: Element, D: Dimension>(
     let features = call.layer.features;
     let (x, dy) = (Input::new(x, call.trailing), Input::new(dy, call.trailing));
     let mut dx = Output::new(dx, call.trailing);
-    if let (true, Input::Adjacent(_), Input::Adjacent(_), Output::Adjacent(dx)) = (call.rows <= CHAIN, &x, &dy, &mut dx)
-    {
+    let flat = call.rows <= CHAIN && !call.frozen;
+    if let (true, Input::Adjacent(_), Input::Adjacent(_), Output::Adjacent(dx)) = (flat, &x, &dy, &mut dx) {
         return flat::backward(call, kept, (&x, &dy), dx, grad);
     }
     parallel::lend(3 * features, |buffer: &mut [T]| {
@@ -160,6 +160,18 @@ pub(crate) fn backward<T: Element, D: Dimension>(
             all.for_each(|(dx, (&x, &dy))| *dx = column.dx(x, dy, call.gain_of(c), (k[c], m[c])));
         }
     });
+}
+
+/// dx of all rows of [`infer`]; adds dgain and dbias to `grad`. The call's statistics are frozen.
+pub(crate) fn backward_infer<T: Element, D: Dimension>(
+    call: &Call<'_, T>,
+    statistics: [&[T]; 2],
+    x: ArrayView<'_, T, D>,
+    dy: ArrayView<'_, T, D>,
+    dx: ArrayViewMut<'_, T, D>,
+    grad: Gradient<'_, T>,
+) {
+    with_statistics(call, statistics, |kept, _scale| backward(call, kept, x, dy, dx, grad));
 }
 
 /// Has `f` take the column sums of all rows, those of products and then those of terms.

@@ -66,6 +66,11 @@ pub enum Error {
         /// Rows that it had in the call that filled `saved`.
         got: usize,
     },
+    /// Running statistics were to take a `saved` that no forward call has filled.
+    SavedEmpty {
+        /// Their shape.
+        normalized: Vec<usize>,
+    },
     /// `saved` was filled by a batch normalization that takes the other variance.
     SavedVariance {
         /// Whether this layer takes the unbiased variance.
@@ -115,7 +120,7 @@ pub enum Error {
     SmallGain {
         /// The feature, counted in the order of the normalized shape.
         feature: usize,
-        /// The smallest gain of that feature, of either sign, that would do: a thousandth of the larger of 1 and its bias.
+        /// The smallest gain of that feature, of either sign, that would do: a thousandth of its bias, but a normal number.
         least: f64,
         /// Its bias; 0 if the layer has none.
         bias: f64,
@@ -178,13 +183,17 @@ impl fmt::Display for Error {
             Self::SavedRows { argument, expected, got } => write!(
                 f,
                 "`saved` must come from a forward call on `{argument}` as {expected} rows, but comes from one of a layer of \
-                 another normalized shape, on {got}"
+                 another normalized shape, to which it is {got}"
+            ),
+            Self::SavedEmpty { normalized } => write!(
+                f,
+                "`saved` must come from a forward call of a layer of normalized shape {normalized:?}, but no call has filled it"
             ),
             Self::SavedVariance { unbiased } => {
                 let [ours, other] = if *unbiased { ["unbiased", "biased"] } else { ["biased", "unbiased"] };
                 write!(
                     f,
-                    "`saved` must come from a layer that takes the {ours} variance, but comes from one of the {other}"
+                    "`saved` must come from a layer that takes the {ours} variance, but comes from one that takes the {other}"
                 )
             }
             Self::SavedEps { expected, got } => {
@@ -226,8 +235,7 @@ impl fmt::Display for Error {
             }
             Self::SmallGain { feature, least, bias, got, zero_centred } => {
                 let gain = if *zero_centred { "1 + `gain`" } else { "`gain`" };
-                let beside =
-                    if bias.abs() > 1.0 { format!(" beside a bias of {}", shortest(*bias)) } else { "".into() };
+                let beside = if *bias == 0.0 { "".into() } else { format!(" beside a bias of {}", shortest(*bias)) };
                 let [least, got] = [least, got].map(|gain| shortest(*gain));
                 write!(
                     f,

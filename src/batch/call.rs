@@ -22,6 +22,8 @@ pub(crate) struct Call<'a, T> {
     pub(crate) trailing: usize,
     pub(crate) rows: usize,
     pub(crate) unbiased: bool,
+    /// Whether the statistics are constants: backward does not go through them.
+    pub(crate) frozen: bool,
 }
 
 /// Bytes of a call's arrays above which they come from memory.
@@ -160,7 +162,7 @@ fn take_some_again<T: Element>(
     }
 }
 
-/// k and m of the columns from `start` on; their totals become what dgain and dbias add.
+/// k and m of the columns from `start` on, 0 if the statistics are frozen; their totals become what dgain and dbias add.
 pub(crate) fn coefficients<T: Element>(
     call: &Call<'_, T>,
     kept: KeptColumns<'_, T>,
@@ -171,6 +173,10 @@ pub(crate) fn coefficients<T: Element>(
     m: &mut [T],
 ) {
     T::batch_coefficients(call.level, call.count(), kept, totals, k, m);
+    if call.frozen {
+        k.fill(T::zero());
+        m.fill(T::zero());
+    }
     let columns = k.len();
     for (c, column) in rescaled(call, x, kept.exponent, start) {
         let (x, dy) = (x.column(call.shape(), start + c), dy.column(call.shape(), start + c));

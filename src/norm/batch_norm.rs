@@ -36,7 +36,7 @@ use crate::params::{Affine, Parameters, check_saved_eps, check_shape};
 /// # Bits
 ///
 /// A batch gives the same bits in any memory layout, on any number of threads and on every instruction set. So do the
-/// gradients of gain and bias. What a feature gives does not depend on the other features: in training, a NaN or infinity
+/// gradients of gain and bias. What a feature gives does not depend on what the others hold: in training, a NaN or infinity
 /// makes its own feature NaN and no other. A constant feature gives exactly the bias, also with ε = 0.
 ///
 /// # Example
@@ -63,8 +63,10 @@ use crate::params::{Affine, Parameters, check_saved_eps, check_shape};
 ///
 /// # From PyTorch
 ///
-/// `torch.nn.BatchNorm1d` has the same ε and momentum; its `weight` is the gain, and its running variance is that of
-/// [`Running::update_unbiased`].
+/// `torch.nn.BatchNorm1d` has the same ε; its `weight` is the gain, its `momentum` (0.1 unless told otherwise) is that of
+/// [`Running::update_unbiased`], whose variance it keeps, and in `eval` mode its way back is that of
+/// [`backward_infer`](Self::backward_infer). `BatchNorm2d` has channels in front of the image: for x `[batch, channels, height,
+/// width]` pass `x.view().permuted_axes([0, 2, 3, 1])`.
 #[derive(Clone, Debug)]
 pub struct BatchNorm<T> {
     inner: RowNorm<T>,
@@ -215,7 +217,7 @@ impl<T: Element> BatchNorm<T> {
     ///
     /// # Cost
     ///
-    /// Allocates nothing once `saved` and this thread's buffers have grown to the shape of `x`.
+    /// On one thread, allocates nothing once `saved` and its buffers have grown to the shape of `x`.
     pub fn forward_into<D: Dimension>(
         &self,
         x: &ArrayRef<T, D>,
@@ -350,7 +352,7 @@ impl<T: Element> BatchNorm<T> {
     ///
     /// # Cost
     ///
-    /// Allocates nothing once this thread's buffers have grown to the shape of `x`.
+    /// On one thread, allocates nothing once its buffers have grown to the shape of `x`.
     pub fn backward_into<D: Dimension>(
         &self,
         x: &ArrayRef<T, D>,
@@ -380,6 +382,91 @@ impl<T: Element> BatchNorm<T> {
         Ok(())
     }
 
+    /// Gradients of the loss by x (returned) and by gain and bias (added to `grad`), through [`infer`](Self::infer): the
+    /// statistics are constants. To train on with frozen statistics, as in fine-tuning.
+    ///
+    /// With μ and σ² of `running`, r = 1/√(σ² + ε) and x̂ = (x − μ)·r,
+    ///
+    /// ```text
+    /// dx = gain · r · dy      dgain += Σ dy ⊙ x̂      dbias += Σ dy
+    /// ```
+    ///
+    /// # Shapes
+    ///
+    /// - `x`, `dy` and the returned `dx`: `[rows.., normalized shape]`; dx is in standard layout
+    /// - `running`: of the [`infer`](Self::infer) call on this `x`
+    /// - `grad`: of [`zero_grad`](Self::zero_grad); zero it before the first batch, not between
+    ///
+    /// # Errors
+    ///
+    /// As [`infer`](Self::infer); [`Error::Shape`] unless `dy` has the shape of `x`, [`Error::Parameter`] unless `grad` has
+    /// the parameters of this layer. Nothing is written then.
+    ///
+    /// # Cost
+    ///
+    /// Reads `x` and `dy` twice and writes `dx` once.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use layernorm::{BatchNorm, ndarray::array};
+    ///
+    /// let norm = BatchNorm::<f32>::new(1).with_eps(0.0)?;
+    /// let mut running = norm.running();
+    /// running.variance_mut().fill(4.0);
+    ///
+    /// let mut grad = norm.zero_grad();
+    /// let dx = norm.backward_infer(&array![[6.0], [2.0]], &running, &array![[1.0], [0.5]], &mut grad)?;
+    /// assert_eq!(dx, array![[0.5], [0.25]]);
+    /// assert_eq!((grad.gain().unwrap()[0], grad.bias().unwrap()[0]), (3.5, 1.5));
+    /// # Ok::<(), layernorm::Error>(())
+    /// ```
+    pub fn backward_infer<D: Dimension>(
+        &self,
+        x: &ArrayRef<T, D>,
+        running: &Running<T>,
+        dy: &ArrayRef<T, D>,
+        grad: &mut Affine<T>,
+    ) -> Result<Array<T, D>> {
+        let mut dx = self.inner.zeros_like("x", x)?;
+        self.backward_infer_into(x, running, dy, &mut dx, grad)?;
+        Ok(dx)
+    }
+
+    /// [`backward_infer`](Self::backward_infer) into memory of the caller.
+    ///
+    /// # Shapes
+    ///
+    /// - `x`, `dy`, `dx`: `[rows.., normalized shape]`, any strides; `dx` is overwritten
+    /// - `grad`: is added to
+    ///
+    /// # Errors
+    ///
+    /// As [`backward_infer`](Self::backward_infer), and [`Error::Shape`] unless `dx` has the shape of `x`. Nothing is written
+    /// then.
+    ///
+    /// # Cost
+    ///
+    /// On one thread, allocates nothing once its buffers have grown to the shape of `x`.
+    pub fn backward_infer_into<D: Dimension>(
+        &self,
+        x: &ArrayRef<T, D>,
+        running: &Running<T>,
+        dy: &ArrayRef<T, D>,
+        dx: &mut ArrayRef<T, D>,
+        grad: &mut Affine<T>,
+    ) -> Result<()> {
+        let call = Call { frozen: true, ..self.call(x.shape())? };
+        check_shape("dy", x.shape(), dy.shape())?;
+        check_shape("dx", x.shape(), dx.shape())?;
+        let (mean, variance) = self.of_running(running)?;
+        self.inner.affine.check_same(grad, "grad")?;
+        if !x.is_empty() {
+            batch::backward_infer(&call, [mean, variance], x.view(), dy.view(), dx.view_mut(), gradient(grad));
+        }
+        Ok(())
+    }
+
     fn call(&self, shape: &[usize]) -> Result<Call<'_, T>> {
         self.inner.check_input("x", shape)?;
         let layer = Layer {
@@ -389,7 +476,7 @@ impl<T: Element> BatchNorm<T> {
             spread: self.inner.spread,
         };
         let (trailing, rows) = (self.inner.shape.len(), self.inner.rows(shape));
-        Ok(Call { level: self.inner.level, layer, trailing, rows, unbiased: self.unbiased })
+        Ok(Call { level: self.inner.level, layer, trailing, rows, unbiased: self.unbiased, frozen: false })
     }
 
     fn check_rows(&self, call: &Call<'_, T>) -> Result<()> {

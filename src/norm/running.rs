@@ -140,11 +140,11 @@ impl<T: Element> Running<T> {
     /// running = (1 − momentum) · running + momentum · batch, of means and of variances.
     ///
     /// Momentum is the weight of the new batch: 1 forgets all others, infinite or NaN as they may be, and 0 the batch. A `saved`
-    /// of no rows changes nothing.
+    /// of no rows changes nothing; one of a single row has variance 0, and is better left out.
     ///
     /// # Errors
     ///
-    /// [`Error::Momentum`] unless it is within 0 and 1, [`Error::Saved`] if no call has filled `saved`, [`Error::Shape`] unless
+    /// [`Error::Momentum`] unless it is within 0 and 1, [`Error::SavedEmpty`] if no call has filled `saved`, [`Error::Shape`] unless
     /// it is of a layer of this shape.
     pub fn update(&mut self, saved: &BatchSaved<T>, momentum: T) -> Result<()> {
         self.blend(saved, momentum, false)
@@ -180,7 +180,7 @@ impl<T: Element> Running<T> {
             return Err(Error::Momentum { got: weight });
         }
         if saved.shape.is_none() {
-            return Err(Error::Saved { argument: "x", expected: self.mean.shape().to_vec(), got: None });
+            return Err(Error::SavedEmpty { normalized: self.mean.shape().to_vec() });
         }
         check_shape("saved", self.mean.shape(), &saved.normalized)?;
         let rows = saved.rows();
@@ -195,7 +195,7 @@ impl<T: Element> Running<T> {
                     let parts = [(1.0 - weight, (*running).into()), (weight, factor * batch.into())];
                     // What has no weight is left out: 0 · ∞ is NaN.
                     let weighed = parts.into_iter().filter(|&(weight, _)| weight > 0.0);
-                    *running = T::from_f64(weighed.map(|(weight, x)| weight * x).sum());
+                    *running = T::nearest(weighed.map(|(weight, x)| weight * x).sum());
                 });
             }
         }
@@ -220,6 +220,19 @@ impl<T: Element> Running<T> {
     /// The variance of each feature, to be changed.
     pub fn variance_mut(&mut self) -> ArrayViewMutD<'_, T> {
         self.variance.view_mut()
+    }
+
+    /// Calls `f` with the name and the value of each statistic, as [`Parameters::visit`](crate::Parameters::visit) does with
+    /// parameters: for files, which need both.
+    pub fn visit(&self, mut f: impl FnMut(&str, ArrayViewD<'_, T>)) {
+        f("mean", self.mean());
+        f("variance", self.variance());
+    }
+
+    /// Calls `f` with the name and the value of each statistic, to be changed.
+    pub fn visit_mut(&mut self, mut f: impl FnMut(&str, ArrayViewMutD<'_, T>)) {
+        f("mean", self.mean_mut());
+        f("variance", self.variance_mut());
     }
 
     pub(crate) fn shape(&self) -> &[usize] {

@@ -385,9 +385,10 @@ fn mistakes_are_named_and_nothing_is_written() {
     assert_eq!(
         text(norm.backward(&x, &other, &x, &mut grad).map(drop)),
         "`saved` must come from a forward call on `x` as 2 rows, but comes from one of a layer of another normalized shape, \
-         on 1"
+         to which it is 1"
     );
-    let unfilled = "`saved` must come from a forward call on an `x` of shape [4], but no call has filled it";
+    let unfilled =
+        "`saved` must come from a forward call of a layer of normalized shape [4], but no call has filled it";
     assert_eq!(text(norm.running().update(&BatchSaved::default(), 0.5)), unfilled);
     assert_eq!(BatchSaved::<f32>::default().mean().shape(), [0]);
     let (_, of_eps) = norm.clone().with_eps(1e-3).unwrap().forward(&x).unwrap();
@@ -413,11 +414,11 @@ fn mistakes_are_named_and_nothing_is_written() {
     let (_, of_unbiased) = unbiased.forward(&x).unwrap();
     assert_eq!(
         text(norm.backward_into(&x, &of_unbiased, &x, &mut y, &mut grad)),
-        "`saved` must come from a layer that takes the biased variance, but comes from one of the unbiased"
+        "`saved` must come from a layer that takes the biased variance, but comes from one that takes the unbiased"
     );
     assert_eq!(
         text(unbiased.backward_into(&x, &saved, &x, &mut y, &mut grad)),
-        "`saved` must come from a layer that takes the unbiased variance, but comes from one of the biased"
+        "`saved` must come from a layer that takes the unbiased variance, but comes from one that takes the biased"
     );
 
     let mut of_another_shape = Array2::from_elem((4, 2), 7.0);
@@ -465,6 +466,17 @@ fn gain_and_bias_are_its_parameters() {
 }
 
 #[test]
+fn running_statistics_are_walked_by_name() {
+    let mut running = BatchNorm::<f32>::new([2, 3]).running();
+    running.visit_mut(|name, mut array| array.fill(if name == "mean" { 2.0 } else { 3.0 }));
+    assert!(running.mean() == Array2::from_elem((2, 3), 2.0).into_dyn());
+    assert!(running.variance() == Array2::from_elem((2, 3), 3.0).into_dyn());
+    let mut names = Vec::new();
+    running.visit(|name, value| names.push((name.to_owned(), value[[1, 2]])));
+    assert_eq!(names, [("mean".to_owned(), 2.0), ("variance".to_owned(), 3.0)]);
+}
+
+#[test]
 fn calls_into_memory_of_the_caller_allocate_nothing_once_warm() {
     for (rows, features) in [(1, 5), (32, 768), (64, 100), (65, 100), (300, 33), (3, 9000)] {
         let norm = BatchNorm::<f32>::new(features);
@@ -480,6 +492,7 @@ fn calls_into_memory_of_the_caller_allocate_nothing_once_warm() {
                 norm.backward_into(&x, &saved, &dy, &mut dx, &mut grad)?;
                 running.update(&saved, 0.1)?;
                 norm.infer_into(&x, &running, &mut y)?;
+                norm.backward_infer_into(&x, &running, &dy, &mut dx, &mut grad)?;
                 norm.infer_inplace(&mut x, &running)
             };
             step().unwrap();

@@ -2,6 +2,7 @@
 
 mod accuracy;
 mod contract;
+mod frozen;
 #[path = "../common/number.rs"]
 mod number;
 
