@@ -83,9 +83,10 @@ fn without_x_is_near<T: Number, N: Norm<T>>() {
     for shape in SHAPES {
         for (eps, mean) in [(0.0, 0.0), (1e-5, 1000.0)] {
             let mut norm = N::drawn(&shape[1..]).eps(eps);
-            // None that is refused.
+            // None that is refused: beside no bias, any size will do.
             let gain: ArrayD<T> = drawn(IxDyn(&shape[1..]), 101);
-            norm = norm.gain(gain.mapv(|gain| gain + T::of(if gain < T::of(0.0) { -0.25 } else { 0.25 })));
+            let size = T::of(if norm.parameters().bias().is_some() { 1.0 } else { 1e-20 });
+            norm = norm.gain(gain.mapv(|gain| size * (gain + T::of(if gain < T::of(0.0) { -0.25 } else { 0.25 }))));
             let x = if eps == 0.0 { extreme(shape, 1) } else { drawn(shape, 1).mapv(|x: T| x + T::of(mean)) };
             let dy = drawn::<T, _>(shape, 2);
             let ((y, saved), mut want_grad) = (norm.forward(&x).unwrap(), norm.parameters());
@@ -238,11 +239,12 @@ fn a_gain_too_small_is_refused<T: Number, N: Norm<f64>>() {
         ))
     };
     let three = |values: [f64; 3]| ArrayD::from_shape_vec(IxDyn(&[3]), values.to_vec()).unwrap();
-    let with = |gain| N::drawn(&[3]).gain(three(gain)).bias(three([0.5, -0.5, 0.0]));
-    assert_eq!(refusal(&with([0.001, -0.001, 5.0])), Ok(()));
-    assert_eq!(refusal(&with([1.0, 0.0, 0.0])), text("0.001 or at most -0.001", 0.0, 1));
-    assert_eq!(refusal(&with([1.0, 1.0, -0.0009])), text("0.001 or at most -0.001", -0.0009, 2));
-    assert_eq!(refusal(&with([f64::NAN, 1.0, 1.0])), text("0.001 or at most -0.001", f64::NAN, 0));
+    let with = |gain| N::drawn(&[3]).gain(three(gain)).bias(three([0.0; 3]));
+    let any = "2.2250738585072014e-308 or at most -2.2250738585072014e-308";
+    assert_eq!(refusal(&with([1e-300, -f64::MIN_POSITIVE, 5.0])), Ok(()));
+    assert_eq!(refusal(&with([1.0, 0.0, 0.0])), text(any, 0.0, 1));
+    assert_eq!(refusal(&with([1.0, 1.0, -1e-310])), text(any, -1e-310, 2));
+    assert_eq!(refusal(&with([f64::NAN, 1.0, 1.0])), text(any, f64::NAN, 0));
     let norm = with([0.04, 0.04, 0.04]).bias(three([1.0, -50.0, 1.0]));
     let has_bias = norm.parameters().bias().is_some();
     assert_eq!(
@@ -252,7 +254,7 @@ fn a_gain_too_small_is_refused<T: Number, N: Norm<f64>>() {
     // γ = 0 is a gain of 1, and −1 one of 0.
     let centred = N::drawn(&[3]).zero_centred().bias(three([0.0; 3]));
     assert_eq!(refusal(&centred), Ok(()));
-    let of_centred = text("0.001 or at most -0.001", 0.0, 1).map_err(|text| format!("1 + {text}"));
+    let of_centred = text(any, 0.0, 1).map_err(|text| format!("1 + {text}"));
     assert_eq!(refusal(&centred.gain(three([0.0, -1.0, -0.9995]))), of_centred);
     // Any will do for the other calls.
     let norm = with([0.0, f64::NAN, 1e-9]);
@@ -305,4 +307,7 @@ fn no_rows_change_nothing<T: Number, N: Norm<T>>() {
     norm.backward_from_output(&x, &saved, &mut dy, &mut grad).unwrap();
     norm.backward_from_normalized(&x, &saved, &mut dy, &mut grad).unwrap();
     assert_eq!(grad, norm.parameters());
+    // No y is divided by this gain.
+    let norm = norm.gain(ArrayD::zeros(IxDyn(&[4])));
+    norm.backward_from_output(&x, &saved, &mut dy, &mut grad).unwrap();
 }

@@ -22,7 +22,8 @@ use crate::norm::row_norm::{RowNorm, Saved, gradient, slice};
 use crate::params::{Affine, check_shape};
 use crate::rows::{self, Source};
 
-/// The smallest gain that y is divided by, as a part of the larger of 1 and |bias|: three digits of x̂ are lost there.
+/// The smallest gain that y is divided by, as a part of |bias|: three digits of x̂ are lost there. Beside no bias, rounding
+/// gain·x̂ takes as much from it as rounding x̂ does, as long as the gain is a normal number.
 const LEAST_GAIN: f64 = 1e-3;
 
 impl<T: Element> RowNorm<T> {
@@ -63,10 +64,11 @@ impl<T: Element> RowNorm<T> {
         };
         self.check_backward(argument, from.shape(), saved, grad)?;
         check_shape("dy", from.shape(), dy.shape())?;
-        if matches!(source, Source::Output) {
+        let rows = self.rows(from.shape());
+        if rows > 0 && matches!(source, Source::Output) {
             self.check_gain()?;
         }
-        self.call(self.rows(from.shape()), |call| {
+        self.call(rows, |call| {
             rows::backward_from(call, saved.rows(), source, from.view(), dy.view_mut(), gradient(grad));
         });
         Ok(())
@@ -77,11 +79,12 @@ impl<T: Element> RowNorm<T> {
         let (gain, bias) = (slice(&self.affine.gain), slice(&self.affine.bias));
         for feature in 0..self.features {
             let centre = if self.zero_centred || gain.is_none() { T::one() } else { T::zero() };
-            let gain: f64 = (centre + gain.map_or(T::zero(), |gain| gain[feature])).into();
-            let bias = bias.map_or(0.0, |bias| bias[feature].into());
-            let least = LEAST_GAIN * f64::max(1.0, f64::abs(bias));
+            let gain = centre + gain.map_or(T::zero(), |gain| gain[feature]);
+            let bias = bias.map_or(T::zero(), |bias| bias[feature]);
+            let least = T::min_positive_value().max(T::nearest(LEAST_GAIN) * bias.abs());
             if gain.is_nan() || gain.abs() < least {
-                return Err(Error::SmallGain { feature, least, bias, got: gain, zero_centred: self.zero_centred });
+                let [least, bias, got] = [least, bias, gain].map(T::into);
+                return Err(Error::SmallGain { feature, least, bias, got, zero_centred: self.zero_centred });
             }
         }
         Ok(())
@@ -96,7 +99,7 @@ macro_rules! lean {
             ///
             /// The bits are those of `forward`. x is gone then: backward starts from y
             /// ([`backward_from_output`](Self::backward_from_output)), or, in a layer without gain and bias, whose y is x̂,
-            /// [from that](Self::backward_from_normalized).
+            /// [from that](Self::backward_from_normalized). `backward` itself cannot tell y from x, and would give a wrong dx.
             ///
             /// # Shapes
             ///
@@ -109,7 +112,7 @@ macro_rules! lean {
             ///
             /// # Cost
             ///
-            /// Allocates nothing once `saved` and this thread's buffers have grown.
+            /// On one thread, allocates nothing once `saved` and its buffers have grown.
             pub fn forward_inplace<D: Dimension>(&self, x: &mut ArrayRef<T, D>, saved: &mut $saved<T>) -> Result<()> {
                 self.rows.forward_inplace(x, &mut (*saved) $(.$rows)?)
             }
@@ -128,7 +131,7 @@ macro_rules! lean {
             ///
             /// # Cost
             ///
-            /// Allocates nothing once this thread's buffers have grown.
+            /// On one thread, allocates nothing once its buffers have grown.
             pub fn backward_inplace<D: Dimension>(
                 &self,
                 x: &ArrayRef<T, D>,
@@ -156,12 +159,12 @@ macro_rules! lean {
             ///
             /// # Errors
             ///
-            /// As `backward`, with `y` in the place of `x`; [`Error::SmallGain`] if a gain is below a thousandth of the larger
-            /// of 1 and its bias, in size; it is never clamped: that gradient would be wrong. Nothing is written then.
+            /// As `backward`, with `y` in the place of `x`; [`Error::SmallGain`] if a gain is below a thousandth of its bias, in
+            /// size, or 0, subnormal or NaN; it is never clamped: that gradient would be wrong. Nothing is written then.
             ///
             /// # Cost
             ///
-            /// Allocates nothing once this thread's buffers have grown.
+            /// On one thread, allocates nothing once its buffers have grown.
             ///
             /// # Example
             ///
@@ -212,7 +215,7 @@ macro_rules! lean {
             ///
             /// # Cost
             ///
-            /// Allocates nothing once this thread's buffers have grown.
+            /// On one thread, allocates nothing once its buffers have grown.
             pub fn backward_from_normalized<D: Dimension>(
                 &self,
                 normalized: &ArrayRef<T, D>,
