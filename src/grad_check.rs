@@ -26,7 +26,9 @@ pub struct Worst {
 /// f′(x) ≈ (8·(f(x+h) − f(x−h)) − (f(x+2h) − f(x−2h))) / 12h      h = 2^⌊log₂(1e-3·max(1, |x|))⌋
 /// ```
 ///
-/// For a smooth `f` whose values are near 1 it is good to about 1e-11; a difference of second order to 1e-10 at best.
+/// For a smooth `f` whose values are near 1, and that changes over distances near 1 or near |x|, it is good to about 1e-11; a
+/// difference of second order to 1e-10 at best. Where `f` changes faster, as a norm does of rows with a spread of 1e-3, h is too
+/// large: take the slope along u of f(s·u) with s near that spread, which is s times that along x.
 ///
 /// # Cost
 ///

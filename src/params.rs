@@ -33,7 +33,7 @@ use crate::error::{Error, Result};
 ///
 /// A file has the arrays of several layers, each under the name of its layer and its own. Not in the walk are ε, which
 /// parameters there are, whether a gain is zero-centred and a variance unbiased, where a cell has its norms, and the
-/// [`Running`](crate::Running) statistics.
+/// [`Running`](crate::Running) statistics, which have a [walk](crate::Running::visit) of their own.
 ///
 /// ```
 /// use std::collections::BTreeMap;
@@ -46,7 +46,11 @@ use crate::error::{Error, Result};
 /// }
 ///
 /// fn load(layer: &mut impl Parameters<f32>, prefix: &str, file: &File) {
-///     layer.visit_mut(|name, mut array| array.assign(&file[&format!("{prefix}.{name}")]));
+///     layer.visit_mut(|name, mut array| {
+///         let stored = &file[&format!("{prefix}.{name}")];
+///         assert_eq!(stored.shape(), array.shape(), "{prefix}.{name}"); // `assign` would repeat what is too small
+///         array.assign(stored);
+///     });
 /// }
 ///
 /// let (mut trained, mut file) = (LayerNorm::<f32>::new(4), File::new());

@@ -4,6 +4,12 @@
 //! them: a step, a sequence, and backward through it. First weights come from a generator of yours, of rand 0.9
 //! (`cargo add rand@0.9`).
 //!
+//! # From PyTorch
+//!
+//! Steps are the first axis, as where `batch_first` is false: of the other kind pass `x.view().permuted_axes([1, 0, 2])`. A mask
+//! stands for a packed sequence; but y of a padded row is its state, carried on, where PyTorch pads with 0: a loss over all of y
+//! has to leave these out.
+//!
 //! # Bits
 //!
 //! The same call gives the same bits on any number of threads, and a sequence does not depend on what the others of its

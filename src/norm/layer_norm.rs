@@ -33,8 +33,8 @@ use crate::params::{Affine, Parameters};
 /// # Bits
 ///
 /// A row gives the same bits alone and in any batch, in any memory layout, on any number of threads and on every
-/// instruction set. So do the gradients of gain and bias. A constant row gives exactly the bias, also with ε = 0. A
-/// NaN or infinity makes its own row NaN and no other.
+/// instruction set. The gradients of gain and bias have the same bits for the same rows in the same order. A constant row
+/// gives exactly the bias, also with ε = 0. A NaN or infinity makes its own row NaN and no other.
 ///
 /// # Example
 ///
@@ -56,7 +56,8 @@ use crate::params::{Affine, Parameters};
 ///
 /// # Group normalization
 ///
-/// Rows of a view are the groups of channels; gain and bias belong to channels, and stay outside.
+/// Rows of a view are the groups of channels; gain and bias belong to channels, and stay outside. With as many groups as
+/// channels this is instance normalization. An x that is not in standard layout is copied into it first.
 ///
 /// ```
 /// use layernorm::{LayerNorm, ndarray::{Array1, Array4, Axis}};
@@ -250,7 +251,7 @@ impl<T: Element> LayerNorm<T> {
     ///
     /// # Cost
     ///
-    /// Allocates nothing once `saved` and this thread's buffers have grown to the shape of `x`.
+    /// On one thread, allocates nothing once `saved` and its buffers have grown to the shape of `x`.
     pub fn forward_into<D: Dimension>(
         &self,
         x: &ArrayRef<T, D>,
@@ -350,7 +351,7 @@ impl<T: Element> LayerNorm<T> {
     ///
     /// # Cost
     ///
-    /// Allocates nothing once this thread's buffers have grown to the shape of `x`.
+    /// On one thread, allocates nothing once its buffers have grown to the shape of `x`.
     pub fn backward_into<D: Dimension>(
         &self,
         x: &ArrayRef<T, D>,

@@ -144,7 +144,7 @@ macro_rules! residual {
             ///
             /// # Cost
             ///
-            /// Allocates nothing once `saved` and this thread's buffers have grown to the shape of `x`.
+            /// On one thread, allocates nothing once `saved` and its buffers have grown to the shape of `x`.
             pub fn forward_residual_into<D: Dimension>(
                 &self,
                 x: &ArrayRef<T, D>,
@@ -202,7 +202,7 @@ macro_rules! residual {
             ///
             /// # Cost
             ///
-            /// Allocates nothing once `saved` and this thread's buffers have grown to the shape of `x`.
+            /// On one thread, allocates nothing once `saved` and its buffers have grown to the shape of `x`.
             pub fn forward_dropout_residual_into<D: Dimension>(
                 &self,
                 x: &ArrayRef<T, D>,
@@ -262,7 +262,7 @@ macro_rules! residual {
             ///
             /// # Cost
             ///
-            /// Allocates nothing once this thread's buffers have grown to the shape of `sum`.
+            /// On one thread, allocates nothing once its buffers have grown to the shape of `sum`.
             pub fn backward_residual_into<D: Dimension>(
                 &self,
                 sum: &ArrayRef<T, D>,
@@ -327,7 +327,7 @@ macro_rules! residual {
             ///
             /// # Cost
             ///
-            /// Allocates nothing once this thread's buffers have grown to the shape of `sum`.
+            /// On one thread, allocates nothing once its buffers have grown to the shape of `sum`.
             #[expect(clippy::too_many_arguments, reason = "each is an array of the equations")]
             pub fn backward_dropout_residual_into<D: Dimension>(
                 &self,

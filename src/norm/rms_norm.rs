@@ -182,7 +182,7 @@ impl<T: Element> RmsNorm<T> {
     ///
     /// # Cost
     ///
-    /// Allocates nothing once `saved` and this thread's buffers have grown to the shape of `x`.
+    /// On one thread, allocates nothing once `saved` and its buffers have grown to the shape of `x`.
     pub fn forward_into<D: Dimension>(
         &self,
         x: &ArrayRef<T, D>,
@@ -283,7 +283,7 @@ impl<T: Element> RmsNorm<T> {
     ///
     /// # Cost
     ///
-    /// Allocates nothing once this thread's buffers have grown to the shape of `x`.
+    /// On one thread, allocates nothing once its buffers have grown to the shape of `x`.
     pub fn backward_into<D: Dimension>(
         &self,
         x: &ArrayRef<T, D>,

@@ -131,7 +131,7 @@ macro_rules! second_order {
             ///
             /// # Cost
             ///
-            /// Allocates nothing once this thread's buffers have grown to the shape of `x`.
+            /// On one thread, allocates nothing once its buffers have grown to the shape of `x`.
             pub fn jvp_into<D: Dimension>(
                 &self,
                 x: &ArrayRef<T, D>,
@@ -232,7 +232,7 @@ macro_rules! second_order {
             ///
             /// # Cost
             ///
-            /// Allocates nothing once this thread's buffers have grown to the shape of `x`.
+            /// On one thread, allocates nothing once its buffers have grown to the shape of `x`.
             #[expect(clippy::too_many_arguments, reason = "each is an array of the equations")]
             pub fn double_backward_into<D: Dimension>(
                 &self,

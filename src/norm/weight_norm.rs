@@ -91,12 +91,12 @@ impl<T: Element> WeightNorm<T> {
         for (i, (gain, &rstd)) in norm.gain_mut().iter_mut().zip(saved.rstd()).enumerate() {
             *gain = match rstd.classify() {
                 FpCategory::Zero => rstd,
-                FpCategory::Normal | FpCategory::Nan => T::from_f64(root / rstd.into()),
+                FpCategory::Normal | FpCategory::Nan => T::nearest(root / rstd.into()),
                 // The length is a number, its inverse is none, or a poor one.
                 FpCategory::Infinite | FpCategory::Subnormal => {
                     let weights = weights.view().into_dyn();
                     let row = if weights.ndim() == 0 { weights } else { weights.index_axis_move(Axis(0), i) };
-                    T::from_f64(length(row.iter().map(|&x| x.into())))
+                    T::nearest(length(row.iter().map(|&x| x.into())))
                 }
             };
         }
@@ -112,6 +112,11 @@ impl<T: Element> WeightNorm<T> {
         check_shape("gain", self.gain().shape(), gain.shape())?;
         self.affine.gain = Some(gain.as_standard_layout().into_owned().into_dyn());
         Ok(self)
+    }
+
+    /// Rows of the weights that it is for.
+    pub fn outputs(&self) -> usize {
+        self.gain().len()
     }
 
     /// The gain: the length of each row of w.
@@ -183,7 +188,7 @@ impl<T: Element> WeightNorm<T> {
     ///
     /// # Cost
     ///
-    /// Allocates nothing once `saved` and this thread's buffers have grown to the shape of `v`.
+    /// On one thread, allocates nothing once `saved` and its buffers have grown to the shape of `v`.
     pub fn forward_into<D: Dimension>(
         &self,
         v: &ArrayRef<T, D>,
@@ -261,7 +266,7 @@ impl<T: Element> WeightNorm<T> {
     ///
     /// # Cost
     ///
-    /// Allocates nothing once this thread's buffers have grown to the shape of `v`.
+    /// On one thread, allocates nothing once its buffers have grown to the shape of `v`.
     pub fn backward_into<D: Dimension>(
         &self,
         v: &ArrayRef<T, D>,
@@ -297,7 +302,7 @@ impl<T: Element> WeightNorm<T> {
     }
 
     fn check_input(&self, shape: &[usize]) -> Result<()> {
-        let rows = self.gain().len();
+        let rows = self.outputs();
         if outputs(shape) == rows {
             return Ok(());
         }

@@ -21,7 +21,7 @@ pub enum GruPlacement {
 
 /// The gated recurrent unit.
 ///
-/// With σ the logistic function, LN(a) = gain ⊙ (a − μ)·r, μ and r of each row of a alone, and h′ the state before,
+/// With σ the logistic function, LN(a) = gain ⊙ (a − μ)·rstd, μ and rstd of each row of a alone, and h′ the state before,
 ///
 /// ```text
 /// z, r = LN(h′ W_h) + LN(x W_x) + bias               each LN over both together

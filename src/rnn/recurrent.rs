@@ -62,7 +62,7 @@ pub trait Recurrent<T: Element>: Cell<T> + Parameters<T, Gradient = Weights<T>> 
         self.base().eps
     }
 
-    /// With another ε, which is added to σ² inside the root; 1e-5 without.
+    /// With another ε, which is added to σ² inside the root; 1e-5 without. A cell that normalizes nowhere has no use for it.
     ///
     /// # Errors
     ///
@@ -73,7 +73,7 @@ pub trait Recurrent<T: Element>: Cell<T> + Parameters<T, Gradient = Weights<T>> 
         Ok(self)
     }
 
-    /// With every gain at this value. The paper starts at 1 and compares 0.1.
+    /// With every gain at this value; a cell that normalizes nowhere has none. The paper starts at 1 and compares 0.1.
     fn with_gain_value(mut self, value: T) -> Self {
         self.base_mut().weights.visit_mut(|name, mut array| {
             if name.ends_with(GAIN) {
@@ -144,7 +144,7 @@ pub trait Recurrent<T: Element>: Cell<T> + Parameters<T, Gradient = Weights<T>> 
     ///
     /// # Cost
     ///
-    /// Allocates nothing on one thread once this thread's buffers have grown.
+    /// On one thread, allocates nothing once its buffers have grown.
     fn step_into(&self, x: &ArrayRef2<T>, state: &mut State<T>) -> Result<()> {
         check_input(self, x.shape())?;
         state.check("state", [x.nrows(), self.hidden()], self.size().has_c())?;
@@ -211,7 +211,7 @@ pub trait Recurrent<T: Element>: Cell<T> + Parameters<T, Gradient = Weights<T>> 
     ///
     /// # Cost
     ///
-    /// Allocates nothing on one thread once `saved` and this thread's buffers have grown; on several, what rayon
+    /// On one thread, allocates nothing once `saved` and this thread's buffers have grown; on several, what rayon
     /// needs to wake them, and a buffer that `faer` keeps for each.
     fn forward_into(
         &self,
@@ -299,7 +299,7 @@ pub trait Recurrent<T: Element>: Cell<T> + Parameters<T, Gradient = Weights<T>> 
     ///
     /// # Cost
     ///
-    /// Allocates nothing on one thread once this thread's buffers have grown; on several, what rayon needs to wake them,
+    /// On one thread, allocates nothing once this thread's buffers have grown; on several, what rayon needs to wake them,
     /// and a buffer that `faer` keeps for each.
     fn infer_into(
         &self,
@@ -334,9 +334,9 @@ pub trait Recurrent<T: Element>: Cell<T> + Parameters<T, Gradient = Weights<T>> 
     /// # Errors
     ///
     /// [`Error::Saved`] unless `saved` comes from a call on an `x` of this shape, [`Error::SavedCell`] unless from a cell
-    /// like this, [`Error::SavedEps`] unless with the same ε; [`Error::Shape`] unless `dy` fits, [`Error::Shape`] or [`Error::StateCell`] unless `d_final` does,
-    /// [`Error::Parameter`] unless `grad` has the parameters of this cell; [`Error::Trailing`] and [`Error::Hidden`] as
-    /// [`forward`](Self::forward).
+    /// like this, [`Error::SavedEps`] unless with the same ε; [`Error::Shape`] unless `dy` fits, [`Error::Shape`] or
+    /// [`Error::StateCell`] unless `d_final` does, [`Error::Parameter`] unless `grad` has the parameters of this cell;
+    /// [`Error::Trailing`] and [`Error::Hidden`] as [`forward`](Self::forward).
     fn backward(
         &self,
         x: &ArrayRef3<T>,
@@ -346,6 +346,7 @@ pub trait Recurrent<T: Element>: Cell<T> + Parameters<T, Gradient = Weights<T>> 
         grad: &mut Weights<T>,
     ) -> Result<(Array3<T>, State<T>)> {
         check_input(self, x.shape())?;
+        check_saved(self, x.shape(), saved)?;
         let mut d_state = copy_or_zeros(self, "d_final", d_final, x.dim().1)?;
         let mut dx = Array3::zeros(x.raw_dim());
         self.backward_into(x, saved, dy, &mut d_state, &mut dx, grad)?;
@@ -367,7 +368,7 @@ pub trait Recurrent<T: Element>: Cell<T> + Parameters<T, Gradient = Weights<T>> 
     ///
     /// # Cost
     ///
-    /// Allocates nothing on one thread once this thread's buffers have grown.
+    /// On one thread, allocates nothing once its buffers have grown.
     fn backward_into(
         &self,
         x: &ArrayRef3<T>,
@@ -378,18 +379,9 @@ pub trait Recurrent<T: Element>: Cell<T> + Parameters<T, Gradient = Weights<T>> 
         grad: &mut Weights<T>,
     ) -> Result<()> {
         check_input(self, x.shape())?;
+        check_saved(self, x.shape(), saved)?;
         let (steps, batch, input) = x.dim();
         let hidden = self.hidden();
-        if saved.size.is_none() || saved.shape != [steps, batch, input] {
-            let got = saved.size.map(|_| saved.shape.to_vec());
-            return Err(Error::Saved { argument: "x", expected: x.shape().to_vec(), got });
-        }
-        if saved.hidden != hidden || saved.size != Some(self.size()) {
-            return Err(Error::SavedCell { expected: hidden, got: saved.hidden });
-        }
-        if self.size().norms > 0 {
-            check_saved_eps(self.base().eps.into(), saved.eps)?;
-        }
         check_shape("dy", &[steps, batch, hidden], dy.shape())?;
         d_state.check("d_state", [batch, hidden], self.size().has_c())?;
         check_shape("dx", x.shape(), dx.shape())?;
@@ -414,6 +406,19 @@ fn check_input<T: Element, C: Cell<T>>(cell: &C, shape: &[usize]) -> Result<()> 
         return Err(Error::Trailing { argument: "x", normalized: vec![base.input], got: shape.to_vec() });
     }
     base.check_weights()
+}
+
+/// Checks what backward is given by forward.
+fn check_saved<T: Element, C: Cell<T>>(cell: &C, shape: &[usize], saved: &Saved<T>) -> Result<()> {
+    if saved.size.is_none() || saved.shape[..] != *shape {
+        let got = saved.size.map(|_| saved.shape.to_vec());
+        return Err(Error::Saved { argument: "x", expected: shape.to_vec(), got });
+    }
+    let hidden = cell.base().hidden;
+    if saved.hidden != hidden || saved.size != Some(cell.size()) {
+        return Err(Error::SavedCell { expected: hidden, got: saved.hidden });
+    }
+    if cell.size().norms > 0 { check_saved_eps(cell.base().eps.into(), saved.eps) } else { Ok(()) }
 }
 
 /// Checks what forward and infer are given.

@@ -38,6 +38,10 @@ pub enum RnnPlacement {
 /// - `bias`: `[hidden]`
 /// - `gain`: `[hidden]`, where it normalizes
 ///
+/// # From PyTorch
+///
+/// Without normalization this is `torch.nn.RNN`: transpose its matrices; `bias` is `bias_ih` + `bias_hh`.
+///
 /// # Example
 ///
 /// ```
