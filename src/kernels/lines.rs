@@ -222,7 +222,7 @@ mod tests {
             let [(q, qd)] = sums::<S, T, 1, CENTRED, 0>(simd, &tail, gain, &[row], [x], [dy], columns, []);
             let (q, qd) = (tree(simd, &mut [q])[0].into(), tree(simd, &mut [qd])[0].into());
             let second = Second::new(simd, &row, &row.coefficients(q, qd, layer));
-            write::<S, T, 1, CENTRED>(simd, &tail, gain, &[second], [x], [dy], [dx]);
+            write::<S, T, 1, CENTRED, 0>(simd, &tail, gain, &[second], [x], [dy], [dx], []);
         }
     }
 

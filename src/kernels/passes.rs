@@ -172,16 +172,17 @@ impl<V: Copy, const P: usize, const K: usize, const CENTRED: bool> Turned<V, P, 
     }
 }
 
-/// What the first pass asks for meanwhile, the first `A` of these: what follows in x, what follows in dy, and the places of dx,
-/// so that the second pass does not wait for them. From memory all three take 0.85 to 0.95 of the time of two; from a cache
-/// the places of dx come by themselves, and asking costs a tenth.
+/// What the first pass asks for meanwhile, `A` of these: what follows in x and what follows in dy, the places of dx, so that the
+/// second pass does not wait for them, or all three. From memory all three take 0.85 to 0.95 of the time of the two; from a
+/// cache the places of dx come by themselves, and asking costs a tenth.
 #[inline(always)]
 pub(crate) fn asked_for<'a, T: Number, const A: usize>(
     [x, dy]: [&'a [T]; 2],
     start: usize,
     dx: &'a [T],
 ) -> [Prefetch<'a, T>; A] {
-    Prefetch::first([Prefetch::new(x, start), Prefetch::new(dy, start), Prefetch::these(dx)])
+    let (x, dy, dx) = (Prefetch::new(x, start), Prefetch::new(dy, start), Prefetch::these(dx));
+    Prefetch::first(if A == 1 { [dx, x, dy] } else { [x, dy, dx] })
 }
 
 /// The first pass over a block of each of `P` rows: their partial sums; adds to `columns`, and asks for what [`asked_for`]
@@ -349,11 +350,13 @@ impl<V: Copy> Second<V> {
     }
 }
 
-/// The second pass over a block of each of `P` rows; stores to the first meet cache lines where that pays.
+/// The second pass over a block of each of `P` rows; stores to the first meet cache lines where that pays. Asks for `prefetch`
+/// meanwhile.
 ///
 /// `CENTRED`: as in [`sums`].
 #[inline(always)]
-pub(crate) fn write<S: Simd, T: Number, const P: usize, const CENTRED: bool>(
+#[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
+pub(crate) fn write<S: Simd, T: Number, const P: usize, const CENTRED: bool, const B: usize>(
     simd: S,
     tail: &Tail<S, T>,
     gain: &[T],
@@ -361,6 +364,7 @@ pub(crate) fn write<S: Simd, T: Number, const P: usize, const CENTRED: bool>(
     x: [&[T]; P],
     dy: [&[T]; P],
     mut dx: [&mut [T]; P],
+    prefetch: [Prefetch<'_, T>; B],
 ) {
     // On AVX-512 the loads of a row alone meet lines then, too, as a rule: from memory that takes 0.93 to 1 of the time. (Without
     // mean it takes longer.)
@@ -379,6 +383,7 @@ pub(crate) fn write<S: Simd, T: Number, const P: usize, const CENTRED: bool>(
         let (x, dy) = (chunks_from::<T, P>(x, front, count), chunks_from::<T, P>(dy, front, count));
         let dx = dx.each_mut().map(|dx| &mut T::chunks_mut(&mut dx[front..]).0[..count]);
         for i in 0..count {
+            Prefetch::lines(prefetch, i * T::LANES);
             let gain = load::<S, T>(simd, &gains[i]);
             let mut result = [gain; P];
             for r in 0..P {
