@@ -12,7 +12,7 @@ tests_of_both! {
     f32: a_block_has_the_bits_of_its_parts what_comes_from_memory_as_well few_long_rows_as_well
         three_axes_as_well broadcast_arrays_as_well nan_stays_in_its_row mistakes_are_named_and_nothing_is_written
         no_rows_change_nothing;
-    f64: a_block_has_the_bits_of_its_parts three_axes_as_well gradients_are_slopes;
+    f64: a_block_has_the_bits_of_its_parts what_comes_from_memory_as_well three_axes_as_well gradients_are_slopes;
 }
 
 /// What goes into a block.
@@ -152,11 +152,17 @@ fn few_long_rows_as_well<T: Number, N: Norm<T>>() {
     }
 }
 
-/// More than the caches hold, where rows are taken one by one.
+/// More than the caches hold, where rows are taken one by one; one of them has to be rescaled.
 fn what_comes_from_memory_as_well<T: Number, N: Norm<T>>() {
-    let norm = N::drawn(&[130]);
-    let inputs = Inputs::drawn(drawn([8000, 130], 1), true, true);
-    assert!(inputs.block(&norm, 0) == inputs.parts(&norm));
+    for shape in [[8000, 130], [700, 1700]] {
+        let norm = N::drawn(&shape[1..]);
+        for (masked, prenorm) in KINDS {
+            let mut inputs = Inputs::drawn(drawn(shape, 1), masked, prenorm);
+            assert!(inputs.block(&norm, 0) == inputs.parts(&norm), "{shape:?}, {masked}, {prenorm}");
+            inputs.residual.row_mut(500).mapv_inplace(|residual| residual * T::of(1e30));
+            assert!(inputs.block(&norm, 0) == inputs.parts(&norm), "{shape:?}, {masked}, {prenorm}, rescaled");
+        }
+    }
 }
 
 fn three_axes_as_well<T: Number, N: Norm<T>>() {

@@ -111,7 +111,7 @@ fn blocks<S: Simd, T: Number, const R: usize, const CENTRED: bool, const A: usiz
         }
         for r in 0..R {
             let lanes = Lanes::new(simd, statistics[r].mean, statistics[r].low, statistics[r].rstd);
-            write::<S, T, 1, CENTRED>(simd, tail, affine, &[lanes], [&x[at(r)]], [&mut y[at(r)]]);
+            write::<S, T, 1, CENTRED, 0>(simd, tail, affine, &[lanes], [&x[at(r)]], [&mut y[at(r)]], []);
         }
         for r in 0..R {
             end_row(simd, layer, &statistics[r], &x[at(r)], &mut y[at(r)], saved, first + r);
@@ -161,7 +161,7 @@ fn long_rows<S: Simd, T: Number, const CENTRED: bool, const A: usize>(
                         simd, tail, affine, &lanes, x, y, next, spread, prefetch,
                     ));
                 }
-                None => write::<S, T, 1, CENTRED>(simd, tail, affine, &[lanes], [x], [y]),
+                None => write::<S, T, 1, CENTRED, 0>(simd, tail, affine, &[lanes], [x], [y], []),
             }
         }
         end_row(simd, layer, &statistics, x, y, saved, row);

@@ -93,7 +93,7 @@ fn rows<S: Simd, T: Number, const R: usize, const CENTRED: bool>(
         }
         for r in 0..R {
             let lanes = Lanes::new(simd, statistics[r].mean, statistics[r].low, statistics[r].rstd);
-            write::<S, T, 1, CENTRED>(simd, tail, affine, &[lanes], [&x[at(r)]], [&mut y[at(r)]]);
+            write::<S, T, 1, CENTRED, 0>(simd, tail, affine, &[lanes], [&x[at(r)]], [&mut y[at(r)]], []);
         }
         for r in 0..R {
             end_row(simd, layer, &statistics[r], &x[at(r)], &mut y[at(r)], saved, first + r);

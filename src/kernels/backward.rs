@@ -253,7 +253,7 @@ impl<T: Number, const R: usize> Group<T, R> {
     /// The first pass over rows of one block.
     #[inline(always)]
     #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
-    fn sum_blocks<S: Simd, const P: usize, const CENTRED: bool, const A: usize>(
+    pub(crate) fn sum_blocks<S: Simd, const P: usize, const CENTRED: bool, const A: usize>(
         &mut self,
         simd: S,
         tail: &Tail<S, T>,
@@ -320,7 +320,7 @@ impl<T: Number, const R: usize> Group<T, R> {
     /// The second pass over the columns from `start` on; asks for `prefetch` with each of them.
     #[inline(always)]
     #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
-    fn write<S: Simd, const CENTRED: bool, const B: usize>(
+    pub(crate) fn write<S: Simd, const CENTRED: bool, const B: usize>(
         &self,
         simd: S,
         tail: &Tail<S, T>,

@@ -24,7 +24,7 @@ use crate::kernels::group::{Group, near_means_of};
 use crate::kernels::moments::{Spread, Statistics, row_moments};
 use crate::kernels::rescale::{Rescaled, rescale, rescued};
 use crate::number::{LARGEST_BLOCK, Number};
-use crate::simd::{Tail, Vector, front_of, load, splat};
+use crate::simd::{Prefetch, Tail, Vector, front_of, load, splat};
 
 /// Gain and bias of a block of features: ones and zeros where the layer has none.
 #[derive(Clone, Copy, Debug)]
@@ -264,7 +264,7 @@ fn write_group<S: Simd, T: Number, const R: usize, const P: usize, const CENTRED
             from[r] = &x[r * features..][columns.clone()];
             to[r] = &mut row[columns.clone()];
         }
-        write::<S, T, P, CENTRED>(simd, tail, affine, &rows, from, to);
+        write::<S, T, P, CENTRED, 0>(simd, tail, affine, &rows, from, to, []);
     }
 }
 
@@ -342,7 +342,7 @@ pub(crate) fn normalize<S: Simd, T: Number>(
         let (start, len) = (start + block * T::BLOCK, x.len());
         let affine = (layer.gain(start, len), layer.bias(start, len));
         let row = Lanes::new(simd, statistics.mean, statistics.low, statistics.rstd);
-        write::<S, T, 1, true>(simd, &Tail::new(simd, len), affine, &[row], [x], [y]);
+        write::<S, T, 1, true, 0>(simd, &Tail::new(simd, len), affine, &[row], [x], [y], []);
     }
 }
 
@@ -434,17 +434,18 @@ impl<V> Lanes<V> {
     }
 }
 
-/// y of a block of each of `P` rows; of several rows, stores to the first meet cache lines.
+/// y of a block of each of `P` rows; of several rows, stores to the first meet cache lines. Asks for `prefetch` meanwhile.
 ///
 /// `CENTRED`: as the spread of the layer. About 0, there is no bias: what is added is 0.
 #[inline(always)]
-pub(crate) fn write<S: Simd, T: Number, const P: usize, const CENTRED: bool>(
+pub(crate) fn write<S: Simd, T: Number, const P: usize, const CENTRED: bool, const B: usize>(
     simd: S,
     tail: &Tail<S, T>,
     (gain, bias): (&[T], &[T]),
     rows: &[Lanes<Vector<S, T>>; P],
     x: [&[T]; P],
     mut y: [&mut [T]; P],
+    prefetch: [Prefetch<'_, T>; B],
 ) {
     let front = front_of(&y, false);
     if const { P > 1 } && front > 0 {
@@ -459,6 +460,7 @@ pub(crate) fn write<S: Simd, T: Number, const P: usize, const CENTRED: bool>(
         let from = chunks_from::<T, P>(x, front, count);
         let to = y.each_mut().map(|y| &mut T::chunks_mut(&mut y[front..]).0[..count]);
         for i in 0..count {
+            Prefetch::lines(prefetch, i * T::LANES);
             let gain = load::<S, T>(simd, &gains[i]);
             let bias = if CENTRED { load::<S, T>(simd, &biases[i]) } else { splat(simd, T::zero()) };
             let mut result = [gain; P];
