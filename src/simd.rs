@@ -148,6 +148,12 @@ pub(crate) fn vectors<T: Number>(block: &[T]) -> Vectors<'_, T::Chunk> {
 /// Bytes between what is read and what is asked for meanwhile.
 pub(crate) const DISTANCE: usize = 2048;
 
+/// Elements from a row to what is asked for while it is read or written: the next row, or what comes at a [`DISTANCE`].
+#[inline(always)]
+pub(crate) fn row_ahead<T>(features: usize) -> usize {
+    features.max(DISTANCE / size_of::<T>())
+}
+
 /// What follows some elements of an array, at a [`DISTANCE`] as a rule: its lines are asked for while these are read, so that
 /// they are on their way from memory before anything waits for them.
 #[derive(Clone, Copy)]
@@ -166,11 +172,15 @@ impl<'a, T: Number> Prefetch<'a, T> {
     /// For who reads these arrays from element `start` on; asks for nothing, if not `ask`.
     #[inline(always)]
     pub(crate) fn of_all<const A: usize>(ask: bool, arrays: [&'a [T]; A], start: usize) -> [Self; A] {
+        if ask { Self::all_from(arrays, start + DISTANCE / size_of::<T>()) } else { [Self::NONE; A] }
+    }
+
+    /// For who reads from element `start` on of each of `arrays`.
+    #[inline(always)]
+    pub(crate) fn all_from<const A: usize>(arrays: [&'a [T]; A], start: usize) -> [Self; A] {
         let mut all = [Self::NONE; A];
-        if ask {
-            for a in 0..A {
-                all[a] = Self::new(arrays[a], start);
-            }
+        for a in 0..A {
+            all[a] = Self::these(arrays[a]).skip(start);
         }
         all
     }

@@ -36,7 +36,7 @@ use crate::kernels::lines;
 use crate::kernels::normalize::{Layer, Place};
 use crate::kernels::passes::{Columns, Second, asked_for, sums, sums_alone, write, write_and_add};
 use crate::number::{Number, times_power_of_two};
-use crate::simd::{self, DISTANCE, Prefetch, Tail, Vector, ask_for_pages, is_avx2, is_avx512, splat, tree};
+use crate::simd::{self, Prefetch, Tail, Vector, ask_for_pages, is_avx2, is_avx512, row_ahead, splat, tree};
 
 /// Vectors of the longest rows that are taken in pairs: of longer ones, the columns are a large part of the traffic, and four
 /// rows share it, where there are registers for them.
@@ -189,8 +189,7 @@ fn groups<S: Simd, T: Number, const R: usize, const P: usize, const CENTRED: boo
             ask_for_pages(all, (first + R) * features..(first + 2 * R) * features);
         }
         if in_block {
-            let next = start + group_len.max(DISTANCE / size_of::<T>());
-            let prefetch = Prefetch::first(all.map(|array| Prefetch::these(array).skip(next)));
+            let prefetch = Prefetch::first(Prefetch::all_from(all, start + row_ahead::<T>(group_len)));
             group.write::<S, CENTRED, B>(simd, &tail, gain, features, 0, x, dy, dx, prefetch);
         } else {
             // The last block first, of which L1 has most.

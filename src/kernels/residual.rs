@@ -34,7 +34,7 @@ use crate::kernels::normalize::{self, Lanes, Layer, Place, SavedRows, end_row};
 use crate::kernels::passes::Columns;
 use crate::kernels::short;
 use crate::number::Number;
-use crate::simd::{DISTANCE, Prefetch, Tail, is_avx2};
+use crate::simd::{Prefetch, Tail, is_avx2, row_ahead};
 
 /// Bytes of one array that stay in L2 from step to step, beside those of four others. Fewer, that stay in L1, cost more: each
 /// step waits at its end for what the next could do meanwhile.
@@ -124,20 +124,20 @@ fn forward_rows<S: Simd, T: Number, const CENTRED: bool>(
     let &Layer { features, spread, .. } = layer;
     let tail = &Tail::new(simd, features);
     let affine = (layer.gain(0, features), layer.bias(0, features));
+    let ahead = row_ahead::<T>(features);
     for row in 0..x.len() / features {
         let at = row * features..(row + 1) * features;
-        let next = at.start + features.max(DISTANCE / size_of::<T>());
         let y = &mut y[at.clone()];
         let (sum, sum_behind) = sum[at.start..].split_at_mut(features);
         let places = [Prefetch::these(&*y), Prefetch::NONE, Prefetch::NONE];
         add_residual(simd, &x[at.clone()], part(mask, at.clone()), &residual[at.clone()], [&mut *sum], places);
         let sum = &*sum;
         let near = near_of(simd, tail, sum, spread);
-        let following = [x, mask, residual].map(|array| Prefetch::these(array).skip(next));
+        let following = Prefetch::all_from([x, mask, residual], at.start + ahead);
         let sums = partial_sums::<S, T, CENTRED, 3>(simd, tail, sum, near, following);
         let statistics = moments_of(simd, tail, sum, near, sums, spread).finish(spread);
         let lanes = [Lanes::new(simd, statistics.mean, statistics.low, statistics.rstd)];
-        let places = [Prefetch::these(&*sum_behind).skip(next - at.end)];
+        let places = [Prefetch::these(&*sum_behind).skip(ahead - features)];
         normalize::write::<S, T, 1, CENTRED, 1>(simd, tail, affine, &lanes, [sum], [&mut *y], places);
         end_row(simd, layer, &statistics, sum, y, &mut saved, row);
     }
@@ -192,15 +192,15 @@ fn backward_rows<S: Simd, T: Number, const CENTRED: bool>(
     let features = layer.features;
     let tail = &Tail::new(simd, features);
     let gain = layer.gain(0, features);
+    let ahead = row_ahead::<T>(features);
     for row in 0..kept.mean.len() {
         let at = row * features..(row + 1) * features;
-        let next = at.start + features.max(DISTANCE / size_of::<T>());
         let dresidual = &mut dresidual[at.clone()];
         let (sum_row, dy_row, dsum_row) = (&sum[at.clone()], &dy[at.clone()], part(dsum, at.clone()));
         let mut group = Group::<T, 1>::new(kept, row);
         let asked_for = [Prefetch::these(&*dresidual), Prefetch::these(dsum_row)];
         group.sum_blocks::<S, 1, CENTRED, 2>(simd, tail, layer, sum_row, dy_row, columns, asked_for);
-        let asked_for = [sum, dy].map(|array| Prefetch::these(array).skip(next));
+        let asked_for = Prefetch::all_from([sum, dy], at.start + ahead);
         group.write::<S, CENTRED, 2>(simd, tail, gain, features, 0, sum_row, dy_row, dresidual, asked_for);
         add_to(simd, dresidual, dsum_row);
         if !mask.is_empty() {
