@@ -4,7 +4,7 @@ use layernorm::ndarray::{Array3, Axis, Slice, s};
 use layernorm::rnn::{State, Weights};
 use layernorm::{Element, Parameters, Recurrent};
 
-use crate::common::{drawn, from, holes, lstm, state, with_each_cell};
+use crate::common::{drawn, from, holes, largest_difference, lstm, state, with_each_cell};
 
 type Results<T> = (Array3<T>, State<T>, Array3<T>, State<T>, Weights<T>);
 
@@ -94,7 +94,7 @@ fn a_sequence_alone_is_the_same_within_a_tolerance() {
             for (got, right, tolerance) in [(y_alone, &y, 1e-13), (dx_alone, &dx, 1e-11)] {
                 let right = right.slice_axis(Axis(1), Slice::from(row..row + 1));
                 let largest = right.iter().fold(1.0, |largest: f64, x| largest.max(x.abs()));
-                let error = got.iter().zip(right).map(|(got, right)| (got - right).abs()).fold(0.0, f64::max);
+                let error = largest_difference(got, right);
                 assert!(error <= tolerance * largest, "row {row} is off by {error:e}, {name}");
             }
         }

@@ -1,5 +1,7 @@
 //! Every cell, with parameters drawn.
 
+use std::borrow::Borrow;
+
 use layernorm::ndarray::{Array, Array2, Array3, ArrayD, Axis, Dimension, IntoDimension, Slice};
 use layernorm::rnn::{GruPlacement, LstmPlacement, RnnPlacement, Start, State};
 use layernorm::{Element, Gru, Lstm, Parameters, Recurrent, Rnn};
@@ -94,6 +96,15 @@ pub(crate) fn state<T: Element, C: Recurrent<T>>(cell: &C, batch: usize, seed: u
         *c = drawn([batch, cell.hidden()], seed + 1);
     }
     state
+}
+
+/// ∞ where a difference is NaN.
+pub(crate) fn largest_difference(
+    got: impl IntoIterator<Item = impl Borrow<f64>>,
+    right: impl IntoIterator<Item = impl Borrow<f64>>,
+) -> f64 {
+    let differences = got.into_iter().zip(right).map(|(got, right)| (got.borrow() - right.borrow()).abs());
+    differences.fold(0.0, |largest: f64, x| if x.is_nan() { f64::INFINITY } else { largest.max(x) })
 }
 
 pub(crate) fn parameter<C: Parameters<f64>>(cell: &C, wanted: &str) -> ArrayD<f64> {

@@ -4,12 +4,7 @@ use layernorm::ndarray::{Array2, Array3, Axis, Ix2, Slice};
 use layernorm::rnn::Saved;
 use layernorm::{Gru, Lstm, Parameters, Recurrent, Rnn};
 
-use crate::common::{Known, drawn, holes, state, textbook, turned, turned_mask, with_each_cell};
-
-fn largest(got: impl IntoIterator<Item = f64>, right: impl IntoIterator<Item = f64>) -> f64 {
-    let differences = got.into_iter().zip(right).map(|(got, right)| (got - right).abs());
-    differences.fold(0.0, |largest: f64, x| if x.is_nan() { f64::INFINITY } else { largest.max(x) })
-}
+use crate::common::{Known, drawn, holes, largest_difference, state, textbook, turned, turned_mask, with_each_cell};
 
 /// y and states lie within ±1 or so and each step rounds some hundred times: 1e-12 is a thousand times more.
 const TOLERANCE: f64 = 1e-12;
@@ -28,7 +23,7 @@ fn check<C: Known>(cell: &C, steps: usize, batch: usize, name: &str) {
         let (y, last, _) = cell.forward(&x, initial, mask.map(|mask| &**mask)).unwrap();
         let zero = cell.zero_state(batch);
         let (right, right_c) = textbook(cell, &x, initial.unwrap_or(&zero), mask);
-        let error = largest(y.iter().copied(), right.iter().copied());
+        let error = largest_difference(&y, &right);
         assert!(error < TOLERANCE, "y is off by {error:e}: {place}");
         if steps > 0 {
             assert_eq!(y.index_axis(Axis(0), steps - 1), last.h, "{place}");
@@ -36,7 +31,7 @@ fn check<C: Known>(cell: &C, steps: usize, batch: usize, name: &str) {
             assert_eq!(&last, initial.unwrap_or(&zero), "{place}");
         }
         if let (Some(c), Some(right)) = (last.c, right_c) {
-            let error = largest(c, right);
+            let error = largest_difference(c, right);
             assert!(error < TOLERANCE, "c is off by {error:e}: {place}");
         }
     }
@@ -96,9 +91,8 @@ fn state_carries_on<C: Known>(cell: &C, name: &str) {
     let (first, second) = x.view().split_at(Axis(0), 4);
     let (y_first, between, _) = cell.forward(&first, Some(&initial), None).unwrap();
     let (y_second, end, _) = cell.forward(&second, Some(&between), None).unwrap();
-    let right: Vec<f64> = y.iter().copied().collect();
-    assert!(largest(y_first.into_iter().chain(y_second), right) < TOLERANCE, "{name}");
-    assert!(largest(end.h, last.h) < TOLERANCE, "{name}");
+    assert!(largest_difference(y_first.into_iter().chain(y_second), y) < TOLERANCE, "{name}");
+    assert!(largest_difference(end.h, last.h) < TOLERANCE, "{name}");
 }
 
 #[test]
@@ -122,15 +116,15 @@ fn any_layout<C: Known>(cell: &C, name: &str) {
         let mut state = initial.clone();
         let mask = mask.map(|mask| turned_mask(&mask));
         cell.forward_into(&x, mask.as_deref(), &mut state, &mut y_out, &mut saved).unwrap();
-        assert!(largest(y_out, y) < TOLERANCE, "{name}");
-        assert!(largest(state.h, last.h) < TOLERANCE, "{name}");
+        assert!(largest_difference(y_out, y) < TOLERANCE, "{name}");
+        assert!(largest_difference(state.h, last.h) < TOLERANCE, "{name}");
         let mut d_state = initial.clone();
         let mut turned_grad = cell.zero_grad();
         cell.backward_into(&x, &saved, &dy, &mut d_state, &mut dx_out, &mut turned_grad).unwrap();
-        assert!(largest(dx_out, dx) < 1e3 * TOLERANCE, "{name}");
-        assert!(largest(d_state.h, d_initial.h) < 1e3 * TOLERANCE, "{name}");
+        assert!(largest_difference(dx_out, dx) < 1e3 * TOLERANCE, "{name}");
+        assert!(largest_difference(d_state.h, d_initial.h) < 1e3 * TOLERANCE, "{name}");
         grad.zip(&turned_grad, |array, got, right| {
-            assert!(largest(got.iter().copied(), right.iter().copied()) < 1e3 * TOLERANCE, "{array}, {name}");
+            assert!(largest_difference(got, right) < 1e3 * TOLERANCE, "{array}, {name}");
         })
         .unwrap();
     }

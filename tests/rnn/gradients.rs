@@ -6,7 +6,7 @@ use layernorm::ndarray::{Array2, Array3, ArrayViewD, Axis, concatenate, s};
 use layernorm::rnn::{RnnPlacement, Saved, Start, State, Weights};
 use layernorm::{Parameters, Recurrent, Rnn, grad_check};
 
-use crate::common::{Known, draw, drawn, holes, parameter, rng, state, with_each_cell};
+use crate::common::{Known, draw, drawn, holes, largest_difference, parameter, rng, state, with_each_cell};
 
 /// Of the largest slope. The differences are of fourth order with steps of 1e-3; after a few steps of time the fifth
 /// derivative of a loss is some hundred times the first.
@@ -102,7 +102,7 @@ fn added<C: Known>(cell: &C, name: &str) {
     assert_eq!((dx_again, d_state), (dx, d_initial), "{name}");
     twice
         .zip(&once, |array, twice, once| {
-            let error = twice.iter().zip(once).map(|(twice, once)| (twice - 2.0 * once).abs()).fold(0.0, f64::max);
+            let error = largest_difference(&twice, once.iter().map(|once| 2.0 * once));
             assert!(error < 1e-13, "{array} is off by {error:e}: {name}");
         })
         .unwrap();
@@ -183,7 +183,7 @@ fn halves<C: Known>(cell: &C, steps: usize, batch: usize, name: &str) {
     // Rounded in another order, some hundred times in each of some steps.
     let near = |what: &str, got: ArrayViewD<'_, f64>, right: ArrayViewD<'_, f64>| {
         let largest = right.iter().fold(0.0, |largest: f64, x| largest.max(x.abs()));
-        let error = got.iter().zip(right).fold(0.0, |error: f64, (got, right)| error.max((got - right).abs()));
+        let error = largest_difference(got, right);
         assert!(largest > 0.0 && error < 1e-11 * largest, "{what}, {name}: {error:e} of {largest:e}");
     };
     near("y", y.view().into_dyn(), concatenate![Axis(0), y_first, y_second].view().into_dyn());
@@ -220,7 +220,7 @@ fn halves_of_a_batch(input: usize, hidden: usize) {
     for name in ["input_weight", "recurrent_weight"] {
         let (whole, halves) = (parameter(&whole, name), parameter(&halves, name));
         let largest = halves.iter().fold(0.0, |largest: f64, dw| largest.max(dw.abs()));
-        let error = (whole - halves).iter().fold(0.0, |largest: f64, dw| largest.max(dw.abs()));
+        let error = largest_difference(whole, halves);
         // Sums of 1024 products, in another order.
         assert!(largest > 0.0 && error < 1e-13 * largest, "{name}, {input}, {hidden}: {error:e} of {largest:e}");
     }
