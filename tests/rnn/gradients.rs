@@ -153,7 +153,7 @@ fn padding<C: Known>(cell: &C, name: &str) {
 /// For the whole sequence W_h and its transpose are copied, into several panels; for its halves they are not.
 #[test]
 fn a_sequence_is_its_first_half_and_then_its_second() {
-    with_each_cell!(f64, 3, 100, |cell, name: &str| halves(&cell, 9, 3, name));
+    with_each_cell!(f64, 3, 100, |cell, name: &str| halves(&cell, 9, 3, false, name));
 }
 
 /// The whole sequence is several pieces, its halves are one each; and one of more rows than a piece has.
@@ -161,22 +161,25 @@ fn a_sequence_is_its_first_half_and_then_its_second() {
 fn a_sequence_of_several_pieces_is_its_halves() {
     with_each_cell!(f64, 3, 7, |cell, name: &str| {
         let cell = layernorm::Recurrent::with_eps(cell, 1.0).unwrap();
-        halves(&cell, 20, 70, name);
-        halves(&cell, 2, 1100, name);
+        halves(&cell, 20, 70, false, name);
+        halves(&cell, 20, 70, true, name);
+        halves(&cell, 2, 1100, false, name);
     });
 }
 
-fn halves<C: Known>(cell: &C, steps: usize, batch: usize, name: &str) {
+fn halves<C: Known>(cell: &C, steps: usize, batch: usize, masked: bool, name: &str) {
     let (x, initial) = (drawn::<f64, _>([steps, batch, cell.input()], 1), state(cell, batch, 2));
     let (dy, d_final) = (drawn::<f64, _>([steps, batch, cell.hidden()], 5), state(cell, batch, 6));
+    let mask = masked.then(|| holes(steps, batch));
     let mut whole = cell.zero_grad();
-    let (y, last, saved) = cell.forward(&x, Some(&initial), None).unwrap();
+    let (y, last, saved) = cell.forward(&x, Some(&initial), mask.as_deref()).unwrap();
     let (dx, d_initial) = cell.backward(&x, &saved, &dy, Some(&d_final), &mut whole).unwrap();
 
     let mut added = cell.zero_grad();
     let [(x_first, x_second), (dy_first, dy_second)] = [&x, &dy].map(|all| all.view().split_at(Axis(0), steps / 2));
-    let (y_first, middle, of_first) = cell.forward(&x_first, Some(&initial), None).unwrap();
-    let (y_second, end, of_second) = cell.forward(&x_second, Some(&middle), None).unwrap();
+    let (mask_first, mask_second) = mask.as_ref().map(|all| all.view().split_at(Axis(0), steps / 2)).unzip();
+    let (y_first, middle, of_first) = cell.forward(&x_first, Some(&initial), mask_first.as_deref()).unwrap();
+    let (y_second, end, of_second) = cell.forward(&x_second, Some(&middle), mask_second.as_deref()).unwrap();
     let (dx_second, d_middle) = cell.backward(&x_second, &of_second, &dy_second, Some(&d_final), &mut added).unwrap();
     let (dx_first, d_start) = cell.backward(&x_first, &of_first, &dy_first, Some(&d_middle), &mut added).unwrap();
 
@@ -184,12 +187,17 @@ fn halves<C: Known>(cell: &C, steps: usize, batch: usize, name: &str) {
     let near = |what: &str, got: ArrayViewD<'_, f64>, right: ArrayViewD<'_, f64>| {
         let largest = right.iter().fold(0.0, |largest: f64, x| largest.max(x.abs()));
         let error = largest_difference(got, right);
-        assert!(largest > 0.0 && error < 1e-11 * largest, "{what}, {name}: {error:e} of {largest:e}");
+        assert!(largest > 0.0 && error < 1e-11 * largest, "{what}, mask {masked}, {name}: {error:e} of {largest:e}");
     };
     near("y", y.view().into_dyn(), concatenate![Axis(0), y_first, y_second].view().into_dyn());
     near("dx", dx.view().into_dyn(), concatenate![Axis(0), dx_first, dx_second].view().into_dyn());
     near("h", last.h.view().into_dyn(), end.h.view().into_dyn());
     near("dh", d_initial.h.view().into_dyn(), d_start.h.view().into_dyn());
+    for (what, got, right) in [("c", &last.c, &end.c), ("dc", &d_initial.c, &d_start.c)] {
+        if let (Some(got), Some(right)) = (got, right) {
+            near(what, got.view().into_dyn(), right.view().into_dyn());
+        }
+    }
     whole.zip(&added, |name, whole, added| near(name, whole.view(), added)).unwrap();
 }
 
