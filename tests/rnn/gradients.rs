@@ -72,6 +72,8 @@ fn gradients_are_slopes() {
             check(&cell, 1, 2, false, name);
             check(&cell, 4, 3, false, name);
             check(&cell, 5, 3, true, name);
+            // Rows that are normalized together, and one that is left.
+            check(&cell, 2, 9, false, name);
         });
     }
 }
@@ -205,33 +207,43 @@ fn halves<C: Known>(cell: &C, steps: usize, batch: usize, masked: bool, name: &s
 #[test]
 fn gradients_of_the_weights_of_a_batch_are_those_of_its_halves() {
     for (input, hidden) in [(512, 512), (512, 600), (600, 512), (20, 512)] {
-        halves_of_a_batch(input, hidden);
+        let cell = Rnn::<f64>::new(input, hidden, RnnPlacement::Sum, Start::Orthogonal, &mut rng());
+        halves_of_a_batch(&cell, &format!("Rnn, {input}, {hidden}"));
     }
 }
 
-fn halves_of_a_batch(input: usize, hidden: usize) {
+/// Several blocks of a step's rows, and other groups of rows in the second half than in the whole.
+#[test]
+fn gradients_of_a_batch_are_those_of_its_halves() {
+    with_each_cell!(f64, 3, 7, |cell, name: &str| {
+        halves_of_a_batch(&layernorm::Recurrent::with_eps(cell, 1.0).unwrap(), name);
+    });
+}
+
+fn halves_of_a_batch<C: Known>(cell: &C, name: &str) {
     let (steps, batch) = (2, 512);
-    let cell = Rnn::<f64>::new(input, hidden, RnnPlacement::Sum, Start::Orthogonal, &mut rng());
-    let (x, initial) = (drawn::<f64, _>([steps, batch, input], 1), state(&cell, batch, 2));
-    let dy = drawn::<f64, _>([steps, batch, hidden], 5);
+    let (x, initial) = (drawn::<f64, _>([steps, batch, cell.input()], 1), state(cell, batch, 2));
+    let dy = drawn::<f64, _>([steps, batch, cell.hidden()], 5);
     let add = |rows: Range<usize>, grad: &mut Weights<f64>| {
         let of_rows = |all: &Array3<f64>| all.slice(s![.., rows.clone(), ..]).to_owned();
         let (x, dy) = (of_rows(&x), of_rows(&dy));
-        let initial = State { h: initial.h.slice(s![rows.clone(), ..]).to_owned(), c: None };
+        let of_state = |all: &Array2<f64>| all.slice(s![rows.clone(), ..]).to_owned();
+        let initial = State { h: of_state(&initial.h), c: initial.c.as_ref().map(of_state) };
         let (_, _, saved) = cell.forward(&x, Some(&initial), None).unwrap();
         cell.backward(&x, &saved, &dy, None, grad).unwrap();
     };
     let (mut whole, mut halves) = (cell.zero_grad(), cell.zero_grad());
     add(0..batch, &mut whole);
-    add(0..batch / 2, &mut halves);
-    add(batch / 2..batch, &mut halves);
-    for name in ["input_weight", "recurrent_weight"] {
-        let (whole, halves) = (parameter(&whole, name), parameter(&halves, name));
-        let largest = halves.iter().fold(0.0, |largest: f64, dw| largest.max(dw.abs()));
-        let error = largest_difference(whole, halves);
-        // Sums of 1024 products, in another order.
-        assert!(largest > 0.0 && error < 1e-13 * largest, "{name}, {input}, {hidden}: {error:e} of {largest:e}");
-    }
+    add(0..batch / 2 - 1, &mut halves);
+    add(batch / 2 - 1..batch, &mut halves);
+    whole
+        .zip(&halves, |array, whole, halves| {
+            let largest = halves.iter().fold(0.0, |largest: f64, sum| largest.max(sum.abs()));
+            let error = largest_difference(&whole, halves);
+            // Sums of 1024 products, in another order.
+            assert!(largest > 0.0 && error < 1e-13 * largest, "{array}, {name}: {error:e} of {largest:e}");
+        })
+        .unwrap();
 }
 
 /// Of 200,000 steps, whose terms have one sign: a sum in f32 alone is off by 1e-5.
