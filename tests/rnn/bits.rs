@@ -1,6 +1,6 @@
 //! What does not change a bit, and what changes the last ones.
 
-use layernorm::ndarray::{Array3, Axis, Slice, s};
+use layernorm::ndarray::{Array3, ArrayView2, Axis, Slice, s};
 use layernorm::rnn::{State, Weights};
 use layernorm::{Element, Parameters, Recurrent};
 
@@ -8,13 +8,16 @@ use crate::common::{drawn, from, holes, largest_difference, lstm, state, with_ea
 
 type Results<T> = (Array3<T>, State<T>, Array3<T>, State<T>, Weights<T>);
 
-fn run<T: Element, C: Recurrent<T>>(cell: &C, x: &Array3<T>) -> Results<T> {
+/// Without a mask, where rows are done in groups, and with one.
+fn run<T: Element, C: Recurrent<T>>(cell: &C, x: &Array3<T>) -> [Results<T>; 2] {
     let (steps, batch, _) = x.dim();
     let (initial, mask) = (state(cell, batch, 5), holes(steps, batch));
-    let (y, last, saved) = cell.forward(x, Some(&initial), Some(&mask)).unwrap();
-    let mut grad = cell.zero_grad();
-    let (dx, d_initial) = cell.backward(x, &saved, &y, Some(&last), &mut grad).unwrap();
-    (y, last, dx, d_initial, grad)
+    [None, Some(&*mask)].map(|mask| {
+        let (y, last, saved) = cell.forward(x, Some(&initial), mask).unwrap();
+        let mut grad = cell.zero_grad();
+        let (dx, d_initial) = cell.backward(x, &saved, &y, Some(&last), &mut grad).unwrap();
+        (y, last, dx, d_initial, grad)
+    })
 }
 
 /// Sizes from below to above what is worth several threads, and a copy of W_h.
@@ -57,26 +60,36 @@ fn instruction_sets_do_not_change_a_bit() {
 /// NaN in one sequence, an infinity in another, rows of another size in a third.
 #[test]
 fn other_sequences_do_not_change_a_bit() {
-    fn check<C: Recurrent<f32>>(cell: &C, name: &str) {
+    fn check<T: Element, C: Recurrent<T>>(cell: &C, name: &str) {
         let (steps, batch) = (9, 20);
-        let x = drawn::<f32, _>((steps, batch, cell.input()), 1);
+        let x = drawn::<T, _>((steps, batch, cell.input()), 1);
         let mut others = x.clone();
-        others.slice_mut(s![0, 3, ..]).fill(f32::NAN);
-        others.slice_mut(s![2, 4, ..]).fill(f32::INFINITY);
-        others.slice_mut(s![.., 5, ..]).mapv_inplace(|x| x * 1e30);
-        let (right, got) = (run(cell, &x), run(cell, &others));
-        for row in (0..batch).filter(|row| ![3, 4, 5].contains(row)) {
-            let rows = |array: &Array3<f32>| -> Vec<u32> {
-                array.index_axis(Axis(1), row).iter().map(|x| x.to_bits()).collect()
-            };
-            assert_eq!(rows(&got.0), rows(&right.0), "y, row {row}, {name}");
-            assert_eq!(rows(&got.2), rows(&right.2), "dx, row {row}, {name}");
-            assert_eq!(got.1.h.row(row), right.1.h.row(row), "h, row {row}, {name}");
-            assert_eq!(got.3.h.row(row), right.3.h.row(row), "dh, row {row}, {name}");
+        others.slice_mut(s![0, 3, ..]).fill(from(f64::NAN));
+        others.slice_mut(s![2, 4, ..]).fill(from(f64::INFINITY));
+        others.slice_mut(s![.., 5, ..]).mapv_inplace(|x| x * from::<T>(1e30));
+        for (right, got) in run(cell, &x).into_iter().zip(run(cell, &others)) {
+            for row in (0..batch).filter(|row| ![3, 4, 5].contains(row)) {
+                let sequence = |array: &Array3<T>| bits(array.index_axis(Axis(1), row));
+                let state = |state: &State<T>| -> Vec<_> {
+                    let arrays = std::iter::once(&state.h).chain(&state.c);
+                    arrays.map(|array| bits(array.slice(s![row..=row, ..]))).collect()
+                };
+                assert_eq!(sequence(&got.0), sequence(&right.0), "y, row {row}, {name}");
+                assert_eq!(state(&got.1), state(&right.1), "h and c, row {row}, {name}");
+                assert_eq!(sequence(&got.2), sequence(&right.2), "dx, row {row}, {name}");
+                assert_eq!(state(&got.3), state(&right.3), "dh and dc, row {row}, {name}");
+            }
+            assert!(got.0.slice(s![.., 3, ..]).iter().any(|y| y.is_nan()), "{name}");
         }
-        assert!(got.0.slice(s![.., 3, ..]).iter().any(|y| y.is_nan()), "{name}");
     }
-    with_each_cell!(f32, 7, 33, |cell, name: &str| check(&cell, name));
+    with_each_cell!(f32, 7, 33, |cell, name: &str| check::<f32, _>(&cell, name));
+    with_each_cell!(f64, 7, 33, |cell, name: &str| check::<f64, _>(&cell, name));
+}
+
+/// As f64, which every f32 is too.
+fn bits<T: Element>(rows: ArrayView2<'_, T>) -> Vec<u64> {
+    let wide = rows.iter().map(|&x| -> f64 { x.into() });
+    wide.map(f64::to_bits).collect()
 }
 
 /// The products of a row alone are added in another order. Each step rounds sums of some fifty products; six steps of f64

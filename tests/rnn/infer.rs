@@ -53,15 +53,19 @@ fn infer_has_the_bits_of_forward_on_any_number_of_threads() {
 
     fn check<T: Element, C: Recurrent<T>>(cell: &C, name: &str) {
         for (steps, batch) in [(3, 1), (4, 33), (5, 150), (9, 33)] {
-            let mask = holes(steps, batch);
-            let (x, initial) = padded(cell, &mask);
-            let (y, last, _) = on_threads(1, || cell.forward(&x, Some(&initial), Some(&mask)).unwrap());
-            let right = (y, last);
-            let infer = || cell.infer(&x, Some(&initial), Some(&mask)).unwrap();
-            for threads in [1, 2, 4] {
-                assert!(on_threads(threads, infer) == right, "{threads} threads, {steps} × {batch}, {name}");
+            let (some, all) = (holes(steps, batch), Array2::from_elem((steps, batch), true));
+            for mask in [None, Some(&some)] {
+                let place = format!("{steps} × {batch}, mask {}, {name}", mask.is_some());
+                let (x, initial) = padded(cell, mask.unwrap_or(&all));
+                let mask = mask.map(|mask| &**mask);
+                let (y, last, _) = on_threads(1, || cell.forward(&x, Some(&initial), mask).unwrap());
+                let right = (y, last);
+                let infer = || cell.infer(&x, Some(&initial), mask).unwrap();
+                for threads in [1, 2, 4] {
+                    assert!(on_threads(threads, infer) == right, "{threads} threads, {place}");
+                }
+                assert!(infer() == right, "outside of the pool, {place}");
             }
-            assert!(infer() == right, "outside of the pool, {steps} × {batch}, {name}");
         }
     }
     with_each_cell!(f32, 40, 120, |cell, name: &str| check::<f32, _>(&cell, name));
