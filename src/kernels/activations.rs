@@ -354,6 +354,29 @@ mod tests {
         }
     }
 
+    /// FNV-1a of the bits of f32 and of f64. Changing a number here is a `Bits` line in CHANGELOG.
+    const GOLDEN: [(Function, [u64; 2]); 3] = [
+        (Exp, [0xb1f4e6f246a1dfc6, 0x3f31cb0b50f0c16e]),
+        (Sigmoid, [0x753cff891a8abcfb, 0x4720eef007fc4d6a]),
+        (Tanh, [0x37962a5af17b683c, 0x739758dd3e6dbd96]),
+    ];
+
+    /// Of so many numbers that a change of the last coefficient by its last digit is seen.
+    fn hash<T: Tested>(level: Level, function: Function) -> u64 {
+        let x = [spread(200_000, 20.0), every_magnitude(20_000)].concat();
+        let bytes = run::<T>(level, function, &x).into_iter().flat_map(|y| y.bits().to_le_bytes());
+        bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+    }
+
+    #[test]
+    fn the_bits_are_those_of_the_last_release() {
+        for level in available() {
+            let all =
+                Function::ALL.map(|function| (function, [hash::<f32>(level, function), hash::<f64>(level, function)]));
+            assert!(all == GOLDEN, "other bits than before on {}. They are now {all:#x?}", name(level));
+        }
+    }
+
     #[test]
     fn f32_is_within_its_ulps_on_every_level() {
         check_accuracy::<f32>(200_000);
