@@ -1,8 +1,8 @@
 //! The cells are those of PyTorch: y, the final state and every gradient, beside stored values.
 //!
-//! `tests/data/torch/recurrent.py` made the files, in float64, and describes them: `lstm` and `gru` come from `torch.nn`, the
-//! others from the paper's equations written in torch, with gradients by autograd. `cargo test --features rnn --test torch
-//! -- --nocapture` prints how far each file is off.
+//! `tests/data/torch/recurrent.py` made the files, in float64, and describes them: `rnn`, `lstm` and `gru` come from
+//! `torch.nn`, the others from the paper's equations written in torch, with gradients by autograd. `cargo test --features
+//! rnn --test torch -- --nocapture` prints how far each file is off.
 #![cfg(feature = "rnn")]
 
 use std::collections::BTreeMap;
@@ -14,11 +14,14 @@ use ndarray_rand::rand::{SeedableRng, rngs::StdRng};
 
 const INPUT: usize = 4;
 const HIDDEN: usize = 6;
+/// A vector and more, of f32 and of f64.
+const HIDDEN_RNN: usize = 17;
 
-/// A parameter of ours, and the arrays of a file that lie side by side in it; it stays 0 if there are none.
+/// A parameter of ours, and the arrays of a file that lie side by side in it.
 type Parts = (&'static str, &'static [&'static str]);
 
-const LSTM: &[Parts] = &[("input_weight", &["W_x"]), ("recurrent_weight", &["W_h"]), ("bias", &["b"])];
+/// Of an `Rnn` and an `Lstm` without a norm.
+const PLAIN: &[Parts] = &[("input_weight", &["W_x"]), ("recurrent_weight", &["W_h"]), ("bias", &["b"])];
 const DRAW: &[Parts] = &[
     ("input_weight", &["W_x"]),
     ("recurrent_weight", &["W_h"]),
@@ -35,9 +38,12 @@ const LN_LSTM: &[Parts] = &[
     ("cell_gain", &["a3"]),
     ("cell_bias", &["b3"]),
 ];
-/// Eq. 23–25 have no bias: ours stay 0, and torch has no gradient by them.
-const GRU: &[Parts] =
-    &[("input_weight", &["W_x", "W"]), ("recurrent_weight", &["W_h", "U"]), ("bias", &[]), ("recurrent_bias", &[])];
+const GRU: &[Parts] = &[
+    ("input_weight", &["W_x", "W"]),
+    ("recurrent_weight", &["W_h", "U"]),
+    ("bias", &["b", "b3"]),
+    ("recurrent_bias", &["b4"]),
+];
 const LN_GRU: &[Parts] = &[
     ("input_weight", &["W_x", "W"]),
     ("recurrent_weight", &["W_h", "U"]),
@@ -142,7 +148,7 @@ fn check<T: Element, C: Recurrent<T>>(mut cell: C, table: &[Parts], mut stored: 
             parameter.slice_axis_mut(last, columns).assign(&array);
             places.push((name, part, last, columns));
         }
-        assert!(end == parameter.len_of(last) || parts.is_empty(), "{file} has {end} columns of {name}");
+        assert_eq!(end, parameter.len_of(last), "columns of {name} that {file} has");
     }
     cell.visit(|name, _| assert!(table.iter().any(|(known, _)| *known == name), "{file}: {name} is not in the table"));
 
@@ -180,13 +186,14 @@ fn gru(placement: GruPlacement) -> Gru<f64> {
     Gru::new(INPUT, HIDDEN, placement, Start::Uniform, &mut StdRng::seed_from_u64(1))
 }
 
-fn rnn(placement: RnnPlacement) -> Rnn<f64> {
-    Rnn::new(INPUT, HIDDEN, placement, Start::Uniform, &mut StdRng::seed_from_u64(1))
+fn rnn(hidden: usize, placement: RnnPlacement) -> Rnn<f64> {
+    Rnn::new(INPUT, hidden, placement, Start::Uniform, &mut StdRng::seed_from_u64(1))
 }
 
 #[test]
 fn cells_without_normalization_are_those_of_torch_nn() {
-    check(lstm::<f64>(LstmPlacement::None), LSTM, stored!("lstm"));
+    check(rnn(HIDDEN_RNN, RnnPlacement::None), PLAIN, stored!("rnn"));
+    check(lstm::<f64>(LstmPlacement::None), PLAIN, stored!("lstm"));
     check(gru(GruPlacement::None), GRU, stored!("gru"));
 }
 
@@ -195,7 +202,7 @@ fn normalized_cells_are_their_equations_in_torch() {
     check(lstm::<f64>(LstmPlacement::Cell), DRAW, stored!("draw"));
     check(lstm::<f64>(LstmPlacement::ProductsAndCell), LN_LSTM, stored!("ln_lstm"));
     check(gru(GruPlacement::Products), LN_GRU, stored!("ln_gru"));
-    check(rnn(RnnPlacement::Sum), LN_RNN, stored!("ln_rnn"));
+    check(rnn(HIDDEN, RnnPlacement::Sum), LN_RNN, stored!("ln_rnn"));
 }
 
 #[test]
@@ -203,7 +210,7 @@ fn padded_sequences_are_those_of_torch() {
     check(lstm::<f64>(LstmPlacement::Cell), DRAW, stored!("draw_masked"));
     check(lstm::<f64>(LstmPlacement::ProductsAndCell), LN_LSTM, stored!("ln_lstm_masked"));
     check(gru(GruPlacement::Products), LN_GRU, stored!("ln_gru_masked"));
-    check(rnn(RnnPlacement::Sum), LN_RNN, stored!("ln_rnn_masked"));
+    check(rnn(HIDDEN, RnnPlacement::Sum), LN_RNN, stored!("ln_rnn_masked"));
 }
 
 #[test]

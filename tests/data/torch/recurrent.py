@@ -4,8 +4,9 @@
 
 Needs torch (CPU is enough). One file per cell:
 
-    lstm      eq. 17-19   torch.nn.LSTM, converted to the paper's layout
-    gru       eq. 23-25   torch.nn.GRU without biases, converted likewise
+    rnn       h = tanh(h' W_h + x W_x + b)   torch.nn.RNN, converted to the paper's layout
+    lstm      eq. 17-19   torch.nn.LSTM, converted likewise
+    gru       eq. 23-25   torch.nn.GRU, whose biases the paper does not have, converted likewise
     ln_rnn    eq. 4       LN-RNN, f = tanh
     ln_lstm   eq. 20-22   LN-LSTM
     ln_gru    eq. 26-28   LN-GRU
@@ -39,6 +40,7 @@ import torch
 from torch.nn.functional import layer_norm
 
 STEPS, BATCH, INPUT, HIDDEN = 5, 3, 4, 6
+HIDDEN_RNN = 17  # a vector and more
 EPS = 1e-5
 SEED = 160706450
 
@@ -51,6 +53,10 @@ MASK = [[1, 1, 0], [1, 1, 1], [1, 1, 1], [1, 0, 1], [1, 0, 0]]
 
 def LN(z, gain, bias=None):
     return layer_norm(z, z.shape[-1:], gain, bias, EPS)
+
+
+def rnn(p, x, h):  # without a norm
+    return ((h @ p["W_h"] + x @ p["W_x"] + p["b"]).tanh(),)
 
 
 def lstm(p, x, h, c):  # eq. 17-19
@@ -71,9 +77,9 @@ def ln_lstm(p, x, h, c):  # eq. 20-22; b stands for b + b1 + b2
     return o.sigmoid() * LN(c, p["a3"], p["b3"]).tanh(), c
 
 
-def gru(p, x, h):  # eq. 23-25
-    z, r = (h @ p["W_h"] + x @ p["W_x"]).chunk(2, -1)
-    candidate = (x @ p["W"] + r.sigmoid() * (h @ p["U"])).tanh()
+def gru(p, x, h):  # eq. 23-25, and the biases of eq. 26-28
+    z, r = (h @ p["W_h"] + x @ p["W_x"] + p["b"]).chunk(2, -1)
+    candidate = (x @ p["W"] + p["b3"] + r.sigmoid() * (h @ p["U"] + p["b4"])).tanh()
     return ((1 - z.sigmoid()) * h + z.sigmoid() * candidate,)
 
 
@@ -106,12 +112,12 @@ def rand(*shape, centre=0.0, spread=0.5):
     return (centre + spread * torch.randn(shape)).round(decimals=3)
 
 
-def inputs(names):
+def inputs(names, hidden=HIDDEN):
     """x, the initial state and what arrives from the loss; names are those of the states."""
     given = {"x": rand(STEPS, BATCH, INPUT, spread=1.0)}
-    given |= {n + "_0": rand(BATCH, HIDDEN) for n in names}
-    arrives = {"dy": rand(STEPS, BATCH, HIDDEN, spread=1.0)}
-    arrives |= {f"d{n}_T": rand(BATCH, HIDDEN, spread=1.0) for n in names}
+    given |= {n + "_0": rand(BATCH, hidden) for n in names}
+    arrives = {"dy": rand(STEPS, BATCH, hidden, spread=1.0)}
+    arrives |= {f"d{n}_T": rand(BATCH, hidden, spread=1.0) for n in names}
     return given, arrives
 
 
@@ -185,29 +191,40 @@ def library(net, convert, given, arrives):
     return convert(weights), out | d | {"d" + n: g for n, g in dp.items()}
 
 
+def bias(w, gradient):
+    """Two biases that only act as their sum: values add, gradients are the same."""
+    return w["bias_ih_l0"] if gradient else w["bias_ih_l0"] + w["bias_hh_l0"]
+
+
+def rnn_parameters(w, gradient=False):
+    return {"W_x": w["weight_ih_l0"].t(), "W_h": w["weight_hh_l0"].t(), "b": bias(w, gradient)}
+
+
 def lstm_parameters(w, gradient=False):
-    """The two biases only act as their sum: values add, gradients are the same."""
-    b = w["bias_ih_l0"] if gradient else w["bias_ih_l0"] + w["bias_hh_l0"]
-    return {"W_x": lstm_layout(w["weight_ih_l0"]), "W_h": lstm_layout(w["weight_hh_l0"]), "b": lstm_layout(b)}
+    matrices = {"W_x": lstm_layout(w["weight_ih_l0"]), "W_h": lstm_layout(w["weight_hh_l0"])}
+    return matrices | {"b": lstm_layout(bias(w, gradient))}
 
 
 def gru_parameters(w, gradient=False):
+    """Only those of the gates act as their sum."""
     W_x, W = gru_layout(w["weight_ih_l0"])
     W_h, U = gru_layout(w["weight_hh_l0"])
-    return {"W_x": W_x, "W_h": W_h, "W": W, "U": U}
+    (b, _), (_, b3), (_, b4) = map(gru_layout, (bias(w, gradient), w["bias_ih_l0"], w["bias_hh_l0"]))
+    return {"W_x": W_x, "W_h": W_h, "W": W, "U": U, "b": b, "b3": b3, "b4": b4}
 
 
 def main():
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
 
-    for name, cell, Net, options, convert, states, title in [
-        ("lstm", lstm, torch.nn.LSTM, {}, lstm_parameters, "hc", "torch.nn.LSTM, eq. 17-19"),
-        ("gru", gru, torch.nn.GRU, {"bias": False}, gru_parameters, "h", "torch.nn.GRU, eq. 23-25"),
+    for name, cell, Net, hidden, convert, states, title in [
+        ("rnn", rnn, torch.nn.RNN, HIDDEN_RNN, rnn_parameters, "h", "torch.nn.RNN, tanh"),
+        ("lstm", lstm, torch.nn.LSTM, HIDDEN, lstm_parameters, "hc", "torch.nn.LSTM, eq. 17-19"),
+        ("gru", gru, torch.nn.GRU, HIDDEN, gru_parameters, "h", "torch.nn.GRU, eq. 23-25 with biases"),
     ]:
         torch.manual_seed(SEED)
-        given, arrives = inputs(states)
-        p, found = library(Net(INPUT, HIDDEN, **options), convert, given, arrives)
+        given, arrives = inputs(states, hidden)
+        p, found = library(Net(INPUT, hidden), convert, given, arrives)
         check(name, literal(cell, given, p, arrives), found)
         write(name, title, given | p | arrives | found)
 
@@ -216,9 +233,9 @@ def main():
     both = lambda n: {"a1": (n * H,), "a2": (n * H,)}
     last = {"a3": (H,), "b3": (H,)}
     candidate = {"W": (I, H), "U": (H, H), **last, "a4": (H,), "b4": (H,)}
-    rnn = {"W_x": (I, H), "W_h": (H, H), "gain": (H,), "bias": (H,)}
+    sums = {"W_x": (I, H), "W_h": (H, H), "gain": (H,), "bias": (H,)}
     for name, cell, shapes, states, title in [
-        ("ln_rnn", ln_rnn, rnn, "h", "LN-RNN, eq. 4, tanh"),
+        ("ln_rnn", ln_rnn, sums, "h", "LN-RNN, eq. 4, tanh"),
         ("ln_lstm", ln_lstm, gates(4) | both(4) | last, "hc", "LN-LSTM, eq. 20-22"),
         ("ln_gru", ln_gru, gates(2) | both(2) | candidate, "h", "LN-GRU, eq. 26-28"),
         ("draw", draw, gates(4) | last, "hc", "DRAW LSTM, eq. 29-31"),
