@@ -205,6 +205,12 @@ impl<'a, T: Number> Prefetch<'a, T> {
         first
     }
 
+    /// For who reads so many elements.
+    #[inline(always)]
+    pub(crate) fn until(self, end: usize) -> Self {
+        Self(&self.0[..end.min(self.0.len())])
+    }
+
     /// [`Prefetch::skip`] of each.
     #[inline(always)]
     pub(crate) fn skip_all<const A: usize>(mut all: [Self; A], at: usize) -> [Self; A] {
