@@ -123,7 +123,7 @@ fn saved_of_a_layer_of_another_normalized_shape_is_refused() {
         for (norm, saved, [expected, got]) in [(&wide, &of_narrow, [few, many]), (&narrow, &of_wide, [many, few])] {
             let text = format!(
                 "`saved` must come from a forward call on `x` as {expected} rows, but comes from one of a layer of another \
-                 normalized shape, on {got}"
+                 normalized shape, to which it is {got}"
             );
             let (mut dx, mut ddy, mut grad, zero) = (x.clone(), x.clone(), norm.zero_grad(), norm.zero_grad());
             for result in [

@@ -16,14 +16,18 @@ use textbook::{rms_backward, rms_forward};
 trait Bounds: Number {
     /// y, dx and dgain, of the largest in the row (dgain: of all).
     const BOUNDS: [f64; 3];
+    /// Rows times 2^-LAST to 2^LAST give the same bits.
+    const LAST: i32;
 }
 
 impl Bounds for f32 {
     const BOUNDS: [f64; 3] = [2.5e-7, 5e-7, 5e-7];
+    const LAST: i32 = 100;
 }
 
 impl Bounds for f64 {
     const BOUNDS: [f64; 3] = [6e-16, 1e-15, 1e-15];
+    const LAST: i32 = 900;
 }
 
 fn layer<T: Number>(features: usize) -> RmsNorm<T> {
@@ -50,7 +54,7 @@ fn is_right<T: Bounds>() {
         let norm = layer::<T>(features);
         let gain = wide(norm.gain().unwrap());
         let dy = drawn::<T, _>([rows, features], 2);
-        for mean in [0.0, 1.0, 1000.0] {
+        for mean in [0.0, 1.0, 1e3, 1e6] {
             let x = drawn::<T, _>([rows, features], 1).mapv(|x| x + T::of(mean));
             let (y, dx, dgain) = all(&norm, &x, &dy);
             let eps = norm.eps().into();
@@ -83,6 +87,35 @@ fn f32_is_right() {
 #[test]
 fn f64_is_right() {
     is_right::<f64>();
+}
+
+/// dgain of more rows than one block of column sums has.
+fn columns_are_right<T: Bounds>(rows: usize, features: usize, mean: f64) {
+    let x = drawn::<T, _>([rows, features], 1).mapv(|x| x + T::of(mean));
+    let dy = drawn::<T, _>([rows, features], 2);
+    let norm = layer::<T>(features);
+    let (.., dgain) = all(&norm, &x, &dy);
+    let (_, want) = rms_backward(&wide(&x), features, None, norm.eps().into(), &wide(&dy));
+    let largest = want.iter().fold(0.0, |largest: f64, want| largest.max(want.abs()));
+    for (i, (got, want)) in wide(&dgain).into_iter().zip(want).enumerate() {
+        let error = (got - want).abs() / largest;
+        let place = format!("dgain, {rows}×{features}, mean {mean}, index {i}");
+        assert!(error <= T::BOUNDS[2], "{place}: got {got:e}, want {want:e}, error {error:.2e}");
+    }
+}
+
+#[test]
+fn columns_of_8192_rows_are_right() {
+    for mean in [0.0, 1e6] {
+        columns_are_right::<f32>(8192, 768, mean);
+        columns_are_right::<f64>(8192, 768, mean);
+    }
+}
+
+#[test]
+fn columns_of_a_million_rows_are_right() {
+    columns_are_right::<f32>(1_000_000, 5, 1e3);
+    columns_are_right::<f64>(1_000_000, 5, 1e3);
 }
 
 /// Σ gain·dy/r overflows here; Σ gain·dy·x/r, which is all that dx needs, does not.
@@ -125,8 +158,8 @@ fn same_bits<T: Number>() {
         let norm = layer::<T>(features).with_eps(T::of(0.0)).unwrap();
         let mut x = drawn::<T, _>([rows, features], 1);
         // Squares that overflow, that underflow, and none.
-        x.row_mut(1).mapv_inplace(|x| x * T::of(1e30) * T::of(1e5));
-        x.row_mut(2).mapv_inplace(|x| x * T::of(1e-30));
+        x.row_mut(1).mapv_inplace(|x| x * T::of(T::HUGE));
+        x.row_mut(2).mapv_inplace(|x| x / T::of(T::HUGE));
         x.row_mut(0).fill(T::of(0.0));
         let dy = drawn::<T, _>([rows, features], 2);
         let (y, dx, dgain) = all(&norm, &x, &dy);
@@ -166,17 +199,32 @@ fn f64_has_the_same_bits_everywhere() {
     same_bits::<f64>();
 }
 
-#[test]
-fn a_power_of_two_changes_no_bit() {
-    for features in [5, 64, 3000] {
-        let norm = layer::<f32>(features).with_eps(0.0).unwrap();
-        let x = drawn::<f32, _>([2, features], 1);
-        let want = bits(&norm.infer(&x).unwrap());
-        for exponent in [-90, -70, -30, 1, 30, 70, 100] {
-            let scaled = x.mapv(|x| x * 2f32.powi(exponent));
-            assert!(bits(&norm.infer(&scaled).unwrap()) == want, "{features} features, 2^{exponent}");
+fn powers_of_two_change_no_bit<T: Bounds>() {
+    for features in [5, 64, 3000, 45_000] {
+        let norm = layer::<T>(features).with_eps(T::of(0.0)).unwrap();
+        let (x, dy) = (drawn::<T, _>([3, features], 1), drawn::<T, _>([3, features], 2));
+        let (y, dx, dgain) = all(&norm, &x, &dy);
+        for exponent in (-T::LAST..=T::LAST).step_by(if features < 45_000 { 10 } else { 50 }) {
+            let scale = T::of(2f64.powi(exponent));
+            let far_x = x.mapv(|x| x * scale);
+            let (far_y, far_dx, far_dgain) = all(&norm, &far_x, &dy);
+            let place = format!("{features} features, 2^{exponent}");
+            assert!(bits(&far_y) == bits(&y), "y, {place}");
+            assert!(bits(&norm.infer(&far_x).unwrap()) == bits(&y), "infer, {place}");
+            assert!(bits(&far_dx) == bits(&dx.mapv(|dx| dx / scale)), "dx, {place}");
+            assert!(bits(&far_dgain) == bits(&dgain), "dgain, {place}");
         }
     }
+}
+
+#[test]
+fn powers_of_two_change_no_bit_of_f32() {
+    powers_of_two_change_no_bit::<f32>();
+}
+
+#[test]
+fn powers_of_two_change_no_bit_of_f64() {
+    powers_of_two_change_no_bit::<f64>();
 }
 
 #[test]

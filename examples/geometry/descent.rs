@@ -139,7 +139,8 @@ impl Descent {
                 return Err(format!("rate {}: W shrank", run.rate));
             }
             let turns = run.at(STEPS).1 / limit(STEPS);
-            if !(0.5..2.0).contains(&turns) {
+            // 1.007 to 1.053 at 20 seeds and each rate: in the mean over its quarter, 1/sqrt(2 step) itself is 1.072.
+            if !(0.95..1.1).contains(&turns) {
                 return Err(format!(
                     "rate {}: the last steps turn by {turns} of 1/sqrt(2 step), not about 1",
                     run.rate

@@ -3,11 +3,11 @@
 use layernorm::ndarray::{Array, Array1, Array2, Array3, Axis, array};
 use layernorm::{BatchNorm, BatchSaved, Error, Parameters, instruction_sets};
 
-use crate::number::{bits, drawn};
-use crate::{Huge, Step, flat, layer, placed, wild};
+use crate::number::{Number, bits, drawn};
+use crate::{Step, flat, layer, placed, wild};
 
 /// In any layout, on each instruction set, on threads, whatever the other columns are.
-fn same_bits<T: Huge>() {
+fn same_bits<T: Number>() {
     for (rows, features) in [(1, 5), (4, 1000), (33, 64), (64, 3000), (130, 100), (9, 50_000), (6000, 70)] {
         let norm = layer::<T>(features).with_eps(T::of(0.0)).unwrap();
         let (mut x, dy) = (wild::<T>(rows, features), drawn::<T, _>([rows, features], 2));
@@ -128,7 +128,7 @@ fn the_trailing_axes_are_the_features() {
 }
 
 /// Of two rows the mean is exact at any scale, so y is the same formula of the same numbers.
-fn rescaled_columns_follow_the_formula<T: Huge>() {
+fn rescaled_columns_follow_the_formula<T: Number>() {
     let x = drawn::<T, _>([2, 200], 1).mapv(|x| T::of((x.into() * 256.0).round() / 256.0));
     let scale = T::of(2f64.powi(T::HUGE.log2() as i32));
     let norm = layer::<T>(200).with_eps(T::of(0.0)).unwrap();

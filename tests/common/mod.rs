@@ -52,7 +52,7 @@ pub(crate) const SHAPES: [[usize; 2]; 8] =
 /// x whose row 1 has squares that overflow, row 2 ones that underflow; the layer's ε is 0 then.
 pub(crate) fn extreme<T: Number>(shape: [usize; 2], seed: u64) -> Array2<T> {
     let mut x = drawn(shape, seed);
-    for (row, scale) in [(1, 1e30), (2, 1e-30)] {
+    for (row, scale) in [(1, T::HUGE), (2, 1.0 / T::HUGE)] {
         if row < shape[0] {
             x.row_mut(row).mapv_inplace(|x| x * T::of(scale));
         }

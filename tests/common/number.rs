@@ -6,12 +6,15 @@ use textbook::pattern;
 
 /// `f32` or `f64`.
 pub(crate) trait Number: Element {
+    /// Rows of this scale have squares that overflow, rows of its inverse have squares that underflow.
+    const HUGE: f64;
     fn of(value: f64) -> Self;
     /// The same for every NaN: its payload is not promised.
     fn bits(self) -> u64;
 }
 
 impl Number for f32 {
+    const HUGE: f64 = 1e30;
     fn of(value: f64) -> Self {
         value as Self
     }
@@ -21,6 +24,7 @@ impl Number for f32 {
 }
 
 impl Number for f64 {
+    const HUGE: f64 = 1e200;
     fn of(value: f64) -> Self {
         value
     }
