@@ -73,7 +73,7 @@ fn is_right_with_the_same_bits_everywhere<T: Number>() {
         }
         for row in 0..rows.min(5) {
             let [x, dy] = [&x, &dy].map(|array| array.slice(s![row..row + 1, ..]).to_owned());
-            assert_eq!(bits(&backward(&norm, &x, &dy).0), bits(&dx.row(row)), "{place}, row {row} alone");
+            assert_eq!(bits(&backward(&norm, &x, &dy).0), bits(dx.row(row)), "{place}, row {row} alone");
         }
     }
 }
