@@ -127,6 +127,7 @@ fn arrays_stay_out_of_the_kernels() {
             "long/",
             "batch",
             "batch/",
+            "element",
             "params",
             "norm/",
             "rnn/",
