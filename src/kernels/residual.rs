@@ -79,8 +79,8 @@ pub(crate) fn forward<S: Simd, T: Number, const R: usize>(
     mut saved: Option<SavedRows<'_, T>>,
 ) {
     let features = layer.features;
-    let alone = const { is_avx2::<S>() } && place == Place::Memory;
-    if alone && FORWARD_ALONE.contains(&features.div_ceil(T::LANES)) {
+    let vectors = features.div_ceil(T::LANES);
+    if const { is_avx2::<S>() } && place == Place::Memory && FORWARD_ALONE.contains(&vectors) {
         let arrays = ([x, mask, residual], [y, sum]);
         if layer.spread.centred {
             forward_rows::<S, T, true>(simd, layer, arrays, saved);
@@ -157,8 +157,8 @@ pub(crate) fn backward<S: Simd, T: Number, const R: usize>(
     columns: &mut Columns<'_, T>,
 ) {
     let features = layer.features;
-    let alone = const { is_avx2::<S>() } && place == Place::Memory && kept.are_plain();
-    if alone && BACKWARD_ALONE.contains(&features.div_ceil(T::LANES)) {
+    let alone = place == Place::Memory && kept.are_plain() && BACKWARD_ALONE.contains(&features.div_ceil(T::LANES));
+    if const { is_avx2::<S>() } && alone {
         let arrays = ([sum, dy, dsum, mask], [dresidual, dx]);
         if layer.spread.centred {
             backward_rows::<S, T, true>(simd, layer, &kept, arrays, columns);
