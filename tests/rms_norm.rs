@@ -89,7 +89,7 @@ fn f64_is_right() {
     is_right::<f64>();
 }
 
-/// dgain of more rows than one block of column sums has.
+/// dgain of many rows, whose sums are those of many chains.
 fn columns_are_right<T: Bounds>(rows: usize, features: usize, mean: f64) {
     let x = drawn::<T, _>([rows, features], 1).mapv(|x| x + T::of(mean));
     let dy = drawn::<T, _>([rows, features], 2);
