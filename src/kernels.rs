@@ -34,7 +34,7 @@ use std::ops::Range;
 use fearless_simd::{Level, dispatch};
 
 use crate::number::Number;
-use crate::simd::Prefetch;
+use crate::prefetch::Prefetch;
 
 #[cfg(feature = "rnn")]
 pub(crate) mod activations;

@@ -14,6 +14,7 @@ mod norm;
 mod number;
 mod parallel;
 mod params;
+mod prefetch;
 mod rows;
 mod simd;
 mod sweep;

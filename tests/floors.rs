@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// From the ground up.
 const FLOORS: [&[&str]; 31] = [
     &["error", "number"],
-    &["simd", "parallel", "tiles"],
+    &["simd", "prefetch", "parallel", "tiles"],
     &["matmul", "kernels/moments", "kernels/narrow", "kernels/columns", "kernels/activations"],
     &["kernels/rescale", "kernels/blocks", "kernels/group"],
     &["kernels/normalize"],

@@ -27,7 +27,8 @@ use crate::kernels::moments::{
 };
 use crate::kernels::normalize::{Lanes, Layer, Place, SavedRows, end_row, write};
 use crate::number::Number;
-use crate::simd::{Prefetch, TURNS, Tail, Vector, Vectors, load, row_ahead, splat, vectors};
+use crate::prefetch::{Prefetch, row_ahead};
+use crate::simd::{TURNS, Tail, Vector, Vectors, load, splat, vectors};
 
 /// Vectors of the longest rows that are taken in pairs from a shared cache.
 const PAIRED: usize = 16;

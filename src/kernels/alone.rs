@@ -13,7 +13,8 @@ use crate::kernels::group::near_means_of;
 use crate::kernels::moments::{Moments, Statistics, partial_sums};
 use crate::kernels::normalize::{Lanes, Layer, SavedRows, end_row, write};
 use crate::number::Number;
-use crate::simd::{PAGE, Tail, ask_for_page, splat, tree};
+use crate::prefetch::{PAGE, ask_for_page};
+use crate::simd::{Tail, splat, tree};
 
 /// Vectors of the longest rows that are taken in pairs.
 const PAIRED: usize = 18;

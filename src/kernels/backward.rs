@@ -36,7 +36,8 @@ use crate::kernels::lines;
 use crate::kernels::normalize::{Layer, Place};
 use crate::kernels::passes::{Columns, Second, asked_for, sums, sums_alone, write, write_and_add};
 use crate::number::{Number, times_power_of_two};
-use crate::simd::{self, Prefetch, Tail, Vector, ask_for_pages, is_avx2, is_avx512, row_ahead, splat, tree};
+use crate::prefetch::{Prefetch, ask_for_pages, row_ahead};
+use crate::simd::{self, Tail, Vector, is_avx2, is_avx512, splat, tree};
 
 /// Vectors of the longest rows that are taken in pairs: of longer ones, the columns are a large part of the traffic, and four
 /// rows share it, where there are registers for them.

@@ -39,7 +39,8 @@ use fearless_simd_macros::simd;
 
 use crate::kernels::moments::Spread;
 use crate::number::{Number, Wide};
-use crate::simd::{DISTANCE, Prefetch, Tail, ask_for_page, is_avx2, is_avx512, load, pairs, splat};
+use crate::prefetch::{DISTANCE, Prefetch, ask_for_page};
+use crate::simd::{Tail, is_avx2, is_avx512, load, pairs, splat};
 
 /// The most rows of a sample: their mean is within σ of μ but for one in 15,000 normal columns.
 pub(crate) const SAMPLE: usize = 16;

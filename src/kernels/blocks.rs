@@ -7,7 +7,8 @@ use std::ops::Range;
 use fearless_simd::{Simd, SimdBase};
 
 use crate::number::{Number, Wide};
-use crate::simd::{Prefetch, Tail, Vector, front, load, splat, tree};
+use crate::prefetch::Prefetch;
+use crate::simd::{Tail, Vector, front, load, splat, tree};
 
 /// The blocks of a row.
 #[inline(always)]

@@ -6,7 +6,8 @@ use fearless_simd_macros::simd;
 use crate::kernels::blocks::{blocks, map, map_ahead, update};
 use crate::kernels::normalize::Layer;
 use crate::number::Number;
-use crate::simd::{Prefetch, splat};
+use crate::prefetch::Prefetch;
+use crate::simd::splat;
 
 /// Each of `sums` = mask ⊙ x + residual; without a mask where that is empty. What follows in these is asked for meanwhile.
 #[simd]

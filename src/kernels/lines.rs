@@ -25,7 +25,8 @@ use crate::kernels::moments::Spread;
 use crate::kernels::normalize::{Lanes, Layer, Place};
 use crate::kernels::passes::{Columns, Second, add_all, write_and_add};
 use crate::number::Number;
-use crate::simd::{TURNS, Tail, Vector, ask_for_page, is_avx512, splat, tree};
+use crate::prefetch::ask_for_page;
+use crate::simd::{TURNS, Tail, Vector, is_avx512, splat, tree};
 
 /// Vectors of the longest rows that are best read and written one by one where memory sets the pace: x, dy, dx, gain and its
 /// gradients stay in L1. Without a bias and its gradient there is room for more.

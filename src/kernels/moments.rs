@@ -31,7 +31,8 @@ use fearless_simd::{Simd, SimdBase};
 use fearless_simd_macros::simd;
 
 use crate::number::{Number, Wide, power_of_two, times_power_of_two};
-use crate::simd::{Prefetch, TURNS, Tail, Turns, Vector, Vectors, load, splat, tree, vectors};
+use crate::prefetch::Prefetch;
+use crate::simd::{TURNS, Tail, Turns, Vector, Vectors, load, splat, tree, vectors};
 
 /// Vectors of a sample: one mean of 64 (f32) numbers is within σ/2 of μ but for one in 15,000 normal blocks.
 const SAMPLE: usize = 4;

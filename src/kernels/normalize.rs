@@ -24,7 +24,8 @@ use crate::kernels::group::{Group, near_means_of};
 use crate::kernels::moments::{Spread, Statistics, row_moments};
 use crate::kernels::rescale::{Rescaled, rescale, rescued};
 use crate::number::{LARGEST_BLOCK, Number};
-use crate::simd::{Prefetch, Tail, Vector, front_of, load, splat};
+use crate::prefetch::Prefetch;
+use crate::simd::{Tail, Vector, front_of, load, splat};
 
 /// Gain and bias of a block of features: ones and zeros where the layer has none.
 #[derive(Clone, Copy, Debug)]

@@ -8,9 +8,9 @@ use crate::kernels::blocks::{chunks_from, first_of, last_of};
 use crate::kernels::kept::{Coefficients, Row, Sums};
 use crate::kernels::normalize::Lanes;
 use crate::number::Number;
+use crate::prefetch::Prefetch;
 use crate::simd::{
-    Half, Prefetch, TURNS, Tail, Turns, Vector, front_of, is_avx2, is_avx512, load, load_part, splat, store_part,
-    vectors,
+    Half, TURNS, Tail, Turns, Vector, front_of, is_avx2, is_avx512, load, load_part, splat, store_part, vectors,
 };
 
 /// Column sums of the rows of a chain.

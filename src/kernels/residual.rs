@@ -34,7 +34,8 @@ use crate::kernels::normalize::{self, Lanes, Layer, Place, SavedRows, end_row};
 use crate::kernels::passes::Columns;
 use crate::kernels::short;
 use crate::number::Number;
-use crate::simd::{Prefetch, Tail, is_avx2, row_ahead};
+use crate::prefetch::{Prefetch, row_ahead};
+use crate::simd::{Tail, is_avx2};
 
 /// Bytes of one array that stay in L2 from step to step, beside those of four others. Fewer, that stay in L1, cost more: each
 /// step waits at its end for what the next could do meanwhile.

@@ -23,7 +23,8 @@ use crate::kernels::group::Group;
 use crate::kernels::kept::{KeptRows, Row, Scale};
 use crate::kernels::normalize::{Layer, Place, SavedRows};
 use crate::number::{Number, Wide};
-use crate::simd::{Prefetch, Tail, Vector, is_avx2, splat};
+use crate::prefetch::Prefetch;
+use crate::simd::{Tail, Vector, is_avx2, splat};
 
 /// w of rows side by side in `v` and `w`; `factors` has c for each row, `layer` has neither gain nor bias.
 ///

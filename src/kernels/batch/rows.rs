@@ -12,7 +12,8 @@ use crate::kernels::batch::{self, Block, Sums, TILE};
 use crate::kernels::columns::{self, CHAIN};
 use crate::kernels::narrow::{at, end_chain, vectors};
 use crate::number::Number;
-use crate::simd::{DISTANCE, Prefetch, Tail, ask_for_page, is_avx2, splat};
+use crate::prefetch::{DISTANCE, Prefetch, ask_for_page};
+use crate::simd::{Tail, is_avx2, splat};
 
 /// The most vectors of a row whose columns stay in registers.
 const MOST: usize = 8;

@@ -9,7 +9,8 @@ use crate::kernels::batch::{Block, KeptColumns, are_together, tiles};
 use crate::kernels::blocks::{chunks_from, first_of, last_of, vectors_at};
 use crate::kernels::normalize::Layer;
 use crate::number::Number;
-use crate::simd::{Prefetch, Tail, Vector, front};
+use crate::prefetch::Prefetch;
+use crate::simd::{Tail, Vector, front};
 
 /// What backward needs beside x to write dx.
 #[derive(Clone, Copy, Debug)]

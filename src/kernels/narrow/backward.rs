@@ -11,7 +11,8 @@ use crate::kernels::normalize::Lanes;
 use crate::kernels::normalize::{Layer, Place};
 use crate::kernels::passes::{Columns, Second, asked_for};
 use crate::number::Number;
-use crate::simd::{Prefetch, TURNS, Tail, Vector, ask_for_page, is_avx2, is_avx512, splat, tree};
+use crate::prefetch::{Prefetch, ask_for_page};
+use crate::simd::{TURNS, Tail, Vector, is_avx2, is_avx512, splat, tree};
 
 /// The most vectors of a row: gain, dgain and dbias should not be many more than the registers hold.
 const MOST: usize = 10;

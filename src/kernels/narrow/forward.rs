@@ -10,7 +10,8 @@ use crate::kernels::moments::sampled;
 use crate::kernels::narrow::{Folded, at, vectors};
 use crate::kernels::normalize::{self, Lanes, Layer, Place, SavedRows};
 use crate::number::Number;
-use crate::simd::{Prefetch, TURNS, Tail, Vector, ask_for_page, fold, is_avx2, is_avx512, splat, tree_of_folded};
+use crate::prefetch::{Prefetch, ask_for_page};
+use crate::simd::{TURNS, Tail, Vector, fold, is_avx2, is_avx512, splat, tree_of_folded};
 
 /// Bytes of the longest rows that are summed ahead: what is written was read a row ago, and should still be in L2.
 const LONGEST: usize = 224 * 1024;
