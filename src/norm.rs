@@ -16,8 +16,11 @@
 //! | `forward_residual`, `backward_residual`, with dropout too | blocks with residual connections, in one sweep | `residual` |
 //! | `forward_inplace`, `backward_inplace`, `backward_from_output`, `backward_from_normalized` | training with fewer arrays | `lean` |
 //! | `jvp`, `double_backward` | forward mode, Hessians, penalties on gradients | `second_order` |
+//!
+//! `BatchNorm` has the calls of its evaluation, and of training with frozen statistics, in `evaluation`.
 
 mod batch_norm;
+mod evaluation;
 mod layer_norm;
 mod lean;
 mod residual;

@@ -94,8 +94,8 @@ pub(crate) fn name(level: Level) -> &'static str {
     }
 }
 
-/// Whether these are AVX2's registers. What is best done there with rows from memory was found on a Skylake and a Zen 3, what is best on
-/// AVX-512 on a Zen 4.
+/// Whether these are AVX2's registers. What is best done there with rows from memory was found on a Skylake and a Zen 3, what
+/// is best on AVX-512 on a Zen 4.
 pub(crate) const fn is_avx2<S: Simd>() -> bool {
     S::f32s::LEN == 8
 }

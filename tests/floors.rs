@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 /// From the ground up.
-const FLOORS: [&[&str]; 31] = [
+const FLOORS: [&[&str]; 32] = [
     &["error", "number"],
     &["simd", "prefetch", "parallel", "tiles"],
     &["matmul", "kernels/moments", "kernels/narrow", "kernels/columns", "kernels/activations"],
@@ -30,6 +30,7 @@ const FLOORS: [&[&str]; 31] = [
     &["norm/row_norm"],
     &["norm/layer_norm", "norm/rms_norm", "norm/weight_norm", "norm/running"],
     &["norm/batch_norm", "norm/residual", "norm/lean", "norm/second_order"],
+    &["norm/evaluation"],
     &["rnn/start", "rnn/state", "rnn/weights"],
     &["rnn/cell"],
     &["rnn/saved", "rnn/rnn", "rnn/lstm", "rnn/gru"],
