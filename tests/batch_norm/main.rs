@@ -5,6 +5,7 @@ mod contract;
 mod frozen;
 #[path = "../common/number.rs"]
 mod number;
+mod running;
 
 use layernorm::ndarray::{Array, Array1, Array2, ArrayView1, ArrayViewD, Axis, Ix2, Slice};
 use layernorm::{BatchNorm, BatchSaved};
