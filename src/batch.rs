@@ -58,14 +58,7 @@ pub(crate) fn forward<T: Element, D: Dimension>(
         take_again(call, &x, 0, &mut saved);
     }
     let kept = saved.kept();
-    parallel::lend(features, |scale: &mut [T]| {
-        call.scale(kept.rstd, 0, scale);
-        let kernel = |step: Step<'_, T, _, 1, 1, 0>| {
-            let Step { inputs: [x], outputs: [y], .. } = step;
-            write(call, (kept, scale), x, None, y);
-        };
-        Sweep::new(call.shape(), call.rows, [&x], [y.part()], (), &kernel).run();
-    });
+    write_all(call, kept, &x, &mut y);
     for (c, column) in rescaled(call, &x, kept.exponent, 0) {
         let places = y.column_mut(call.shape(), c);
         let x = x.column(call.shape(), c);
@@ -81,13 +74,7 @@ pub(crate) fn infer<T: Element, D: Dimension>(
     y: ArrayViewMut<'_, T, D>,
 ) {
     let (x, mut y) = (Input::new(x, call.trailing), Output::new(y, call.trailing));
-    with_statistics(call, [mean, variance], |kept, scale| {
-        let kernel = |step: Step<'_, T, _, 1, 1, 0>| {
-            let Step { inputs: [x], outputs: [y], .. } = step;
-            write(call, (kept, scale), x, None, y);
-        };
-        Sweep::new(call.shape(), call.rows, [&x], [y.part()], (), &kernel).run();
-    });
+    with_statistics(call, [mean, variance], |kept| write_all(call, kept, &x, &mut y));
 }
 
 /// The same in place of x.
@@ -97,31 +84,46 @@ pub(crate) fn infer_inplace<T: Element, D: Dimension>(
     x: ArrayViewMut<'_, T, D>,
 ) {
     let mut y = Output::new(x, call.trailing);
-    with_statistics(call, [mean, variance], |kept, scale| {
-        let kernel = |step: Step<'_, T, _, 0, 1, 1>| {
-            let Step { outputs: [y], scratch: [x], .. } = step;
-            x.copy_from_slice(y);
-            write(call, (kept, scale), x, None, y);
-        };
-        Sweep::new(call.shape(), call.rows, [], [y.part()], (), &kernel).in_place().run();
+    with_statistics(call, [mean, variance], |kept| {
+        with_scale(call, kept, |scale| {
+            let kernel = |step: Step<'_, T, _, 0, 1, 1>| {
+                let Step { outputs: [y], scratch: [x], .. } = step;
+                x.copy_from_slice(y);
+                write(call, (kept, scale), x, None, y);
+            };
+            Sweep::new(call.shape(), call.rows, [], [y.part()], (), &kernel).in_place().run();
+        });
     });
 }
 
-/// Calls `f` with these statistics, as if they had been kept, and with their scale.
-fn with_statistics<T: Element>(
-    call: &Call<'_, T>,
-    [mean, variance]: [&[T]; 2],
-    f: impl FnOnce(KeptColumns<'_, T>, &[T]),
-) {
-    parallel::lend(3 * mean.len(), |buffer: &mut [T]| {
-        let (low, buffer) = buffer.split_at_mut(mean.len());
-        let (rstds, scale) = buffer.split_at_mut(mean.len());
+/// Calls `f` with these statistics, as if they had been kept.
+fn with_statistics<T: Element>(call: &Call<'_, T>, [mean, variance]: [&[T]; 2], f: impl FnOnce(KeptColumns<'_, T>)) {
+    parallel::lend(2 * mean.len(), |buffer: &mut [T]| {
+        let (low, rstds) = buffer.split_at_mut(mean.len());
         low.fill(T::zero());
         for (r, &variance) in rstds.iter_mut().zip(variance) {
             *r = T::nearest(rstd(variance.into() + call.layer.spread.eps));
         }
-        call.scale(rstds, 0, scale);
-        f(KeptColumns { mean, low, rstd: rstds, exponent: &[] }, scale);
+        f(KeptColumns { mean, low, rstd: rstds, exponent: &[] });
+    });
+}
+
+/// Calls `f` with the scale of all columns.
+fn with_scale<T: Element>(call: &Call<'_, T>, kept: KeptColumns<'_, T>, f: impl FnOnce(&[T])) {
+    parallel::lend(kept.rstd.len(), |scale: &mut [T]| {
+        call.scale(kept.rstd, 0, scale);
+        f(scale);
+    });
+}
+
+/// y of all rows.
+fn write_all<'v, T: Element>(call: &Call<'_, T>, kept: KeptColumns<'_, T>, x: &Input<'v, T>, y: &mut Output<'v, T>) {
+    with_scale(call, kept, |scale| {
+        let kernel = |step: Step<'_, T, _, 1, 1, 0>| {
+            let Step { inputs: [x], outputs: [y], .. } = step;
+            write(call, (kept, scale), x, None, y);
+        };
+        Sweep::new(call.shape(), call.rows, [x], [y.part()], (), &kernel).run();
     });
 }
 
@@ -171,7 +173,7 @@ pub(crate) fn backward_infer<T: Element, D: Dimension>(
     dx: ArrayViewMut<'_, T, D>,
     grad: Gradient<'_, T>,
 ) {
-    with_statistics(call, statistics, |kept, _scale| backward(call, kept, x, dy, dx, grad));
+    with_statistics(call, statistics, |kept| backward(call, kept, x, dy, dx, grad));
 }
 
 /// Has `f` take the column sums of all rows, those of products and then those of terms.

@@ -19,7 +19,7 @@
 //!             + dsum, dx
 //! ```
 //!
-//! On a Zen 3, both took 0.78 to 0.95 of the time so.
+//! On a Zen 3, rows of 512 and more features took 0.78 to 0.98 of the time so, shorter ones 0.8 to 1.05.
 
 use std::ops::{Range, RangeInclusive};
 

@@ -90,6 +90,8 @@ impl<T: Element> BatchNorm<T> {
     /// dx = gain · r · dy      dgain += Σ dy ⊙ x̂      dbias += Σ dy
     /// ```
     ///
+    /// Where x is not finite dx is NaN, and the dgain of that feature is not finite.
+    ///
     /// # Shapes
     ///
     /// - `x`, `dy` and the returned `dx`: `[rows.., normalized shape]`; dx is in standard layout
