@@ -359,7 +359,9 @@ mod tests {
         let short = (1..=R).flat_map(|features| (1..=3 * R + 1).map(move |rows| (features, rows)));
         // Of every number of vectors; all `R` rows of a group, and some that are left.
         let narrow = (2..=26).flat_map(|half| [half * R / 2, half * R / 2 + 1].map(|features| (features, 2 * R + 3)));
-        for (features, rows) in short.chain(narrow) {
+        // Of each kind of kernel that takes rows one by one or two by two, of one block and of several.
+        let wide = [20, 57, 121, 128, 129, 257].map(|vectors| (vectors * R - 3, 5));
+        for (features, rows) in short.chain(narrow).chain(wide) {
             let x: Vec<_> = (0..rows * features)
                 .map(|i| kinds[(rows + i / features) % kinds.len()](number(i, 37), i % features))
                 .collect();

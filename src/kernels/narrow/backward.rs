@@ -177,7 +177,7 @@ fn groups<S: Simd, T: Number, const R: usize, const N: usize, const CENTRED: boo
     let inputs = x.chunks_exact(R * features).zip(dy.chunks_exact(R * features));
     for ((x, dy), dx) in inputs.zip(dx.chunks_exact_mut(R * features)) {
         let mut group = Group::<T, R>::new(kept, first);
-        let prefetch = asked_for::<T, 3>(all, first * features, dx);
+        let prefetch = asked_for::<T, 1, 3>(all, first * features, dx);
         for pair in 0..R / 2 {
             let (even, odd) = (2 * pair, 2 * pair + 1);
             if const { asks::<S, T, R, N>() } {
