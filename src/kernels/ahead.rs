@@ -187,7 +187,7 @@ fn long_rows<S: Simd, T: Number, const CENTRED: bool, const A: usize>(
 /// y of a block, and the moments of the one below it.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "a kernel's arrays")]
-fn write_and_sum<S: Simd, T: Number, const CENTRED: bool, const A: usize>(
+pub(crate) fn write_and_sum<S: Simd, T: Number, const CENTRED: bool, const A: usize>(
     simd: S,
     tail: &Tail<S, T>,
     (gain, bias): (&[T], &[T]),

@@ -16,20 +16,29 @@
 //!             y                               the next sum
 //! backward:   row sums           asks for dresidual and dsum
 //!             dresidual                       sum and dy of the next row
-//!             + dsum, dx
+//!             dx
 //! ```
 //!
-//! On a Zen 3, rows of 512 and more features took 0.78 to 0.98 of the time so, shorter ones 0.8 to 1.05.
+//! On a Zen 3, rows of 512 and more features took 0.72 to 0.98 of the time so, shorter ones 0.75 to 1.
+//!
+//! Forward of longer rows takes a block at a time, as [`ahead`](super::ahead) does, which took 0.93 to 1 of the time:
+//!
+//! ```text
+//! each block:     the sum of this block of the next row      asks for y
+//!                 y, and the next row's moments                       the next block of x, mask and residual, and of its sum
+//! ```
 
 use std::ops::{Range, RangeInclusive};
 
 use fearless_simd::Simd;
 use fearless_simd_macros::simd;
 
+use crate::kernels::ahead::write_and_sum;
 use crate::kernels::backward::Group;
+use crate::kernels::blocks::{blocks, map_ahead};
 use crate::kernels::elementwise::{add_residual, add_to, multiply};
 use crate::kernels::kept::KeptRows;
-use crate::kernels::moments::{moments_of, near_of, partial_sums};
+use crate::kernels::moments::{Moments, moments_of, near_of, partial_sums, row_moments};
 use crate::kernels::normalize::{self, Lanes, Layer, Place, SavedRows, end_row};
 use crate::kernels::passes::Columns;
 use crate::kernels::short;
@@ -80,15 +89,16 @@ pub(crate) fn forward<S: Simd, T: Number, const R: usize>(
     mut saved: Option<SavedRows<'_, T>>,
 ) {
     let features = layer.features;
-    let vectors = features.div_ceil(T::LANES);
-    if const { is_avx2::<S>() } && place == Place::Memory && FORWARD_ALONE.contains(&vectors) {
-        let arrays = ([x, mask, residual], [y, sum]);
-        if layer.spread.centred {
-            forward_rows::<S, T, true>(simd, layer, arrays, saved);
-        } else {
-            forward_rows::<S, T, false>(simd, layer, arrays, saved);
-        }
-        return;
+    let is_long = features > T::BLOCK;
+    let alone = is_long || FORWARD_ALONE.contains(&features.div_ceil(T::LANES));
+    if const { is_avx2::<S>() } && place == Place::Memory && alone {
+        let rows = match (is_long, layer.spread.centred) {
+            (false, true) => forward_rows::<S, T, true>,
+            (false, false) => forward_rows::<S, T, false>,
+            (true, true) => forward_long_rows::<S, T, true>,
+            (true, false) => forward_long_rows::<S, T, false>,
+        };
+        return rows(simd, layer, ([x, mask, residual], [y, sum]), saved);
     }
     let asks = const { is_avx2::<S>() } && place != Place::Core;
     let near = if asks { ASKED_FOR } else { NEAR };
@@ -141,6 +151,54 @@ fn forward_rows<S: Simd, T: Number, const CENTRED: bool>(
         let places = [Prefetch::these(&*sum_behind).skip(ahead - features)];
         normalize::write::<S, T, 1, CENTRED, 1>(simd, tail, affine, &lanes, [sum], [&mut *y], places);
         end_row(simd, layer, &statistics, sum, y, &mut saved, row);
+    }
+}
+
+/// [`forward`] of rows of several blocks from memory. `CENTRED`: as the spread of the layer.
+#[simd]
+#[inline(never)]
+fn forward_long_rows<S: Simd, T: Number, const CENTRED: bool>(
+    simd: S,
+    layer: &Layer<'_, T>,
+    ([x, mask, residual], [y, sum]): ([&[T]; 3], [&mut [T]; 2]),
+    mut saved: Option<SavedRows<'_, T>>,
+) {
+    let &Layer { features, spread, .. } = layer;
+    let all = [x, mask, residual];
+    let (first, asked_for) = (0..features, Prefetch::of_all(true, all, 0));
+    add_residual(
+        simd,
+        &x[first.clone()],
+        part(mask, first.clone()),
+        &residual[first.clone()],
+        [&mut sum[first.clone()]],
+        asked_for,
+    );
+    let mut statistics = row_moments(simd, spread, &sum[first]).finish(spread);
+    for (row, y) in y.chunks_exact_mut(features).enumerate() {
+        let (sum, next_sum) = sum[row * features..].split_at_mut(features);
+        let lanes = Lanes::new(simd, statistics.mean, statistics.low, statistics.rstd);
+        let mut moments = Moments::none();
+        for at in blocks::<T>(features) {
+            let tail = &Tail::new(simd, at.len());
+            let affine = (layer.gain(at.start, at.len()), layer.bias(at.start, at.len()));
+            let (sum, y) = (&sum[at.clone()], &mut y[at.clone()]);
+            if next_sum.is_empty() {
+                normalize::write::<S, T, 1, CENTRED, 0>(simd, tail, affine, &[lanes], [sum], [y], []);
+                continue;
+            }
+            let (next, behind) = next_sum[at.start..].split_at_mut(at.len());
+            let below = (row + 1) * features + at.start..(row + 1) * features + at.end;
+            let [of_x, of_mask, of_residual] = Prefetch::all_from(all, below.end);
+            let places = [Prefetch::these(&*y), Prefetch::NONE, Prefetch::NONE];
+            let (x, mask, residual) = (&x[below.clone()], part(mask, below.clone()), &residual[below]);
+            add_residual(simd, x, mask, residual, [&mut *next], places);
+            let asked_for = [of_x, of_mask, of_residual, Prefetch::these(&*behind)];
+            moments = moments
+                .join(write_and_sum::<S, T, CENTRED, 4>(simd, tail, affine, &lanes, sum, y, next, spread, asked_for));
+        }
+        end_row(simd, layer, &statistics, sum, y, &mut saved, row);
+        statistics = moments.finish(spread);
     }
 }
 
@@ -201,9 +259,20 @@ fn backward_rows<S: Simd, T: Number, const CENTRED: bool>(
         let mut group = Group::<T, 1>::new(kept, row);
         let asked_for = [Prefetch::these(&*dresidual), Prefetch::these(dsum_row)];
         group.sum_blocks::<S, 1, CENTRED, 2>(simd, tail, layer, sum_row, dy_row, columns, asked_for);
-        let asked_for = Prefetch::all_from([sum, dy], at.start + ahead);
-        group.write::<S, CENTRED, 2>(simd, tail, gain, features, 0, sum_row, dy_row, dresidual, asked_for);
-        add_to(simd, dresidual, dsum_row);
+        let [of_sum, of_dy] = Prefetch::all_from([sum, dy], at.start + ahead);
+        if dsum.is_empty() {
+            group.write::<S, CENTRED, 2>(simd, tail, gain, features, 0, sum_row, dy_row, dresidual, [of_sum, of_dy]);
+        } else {
+            let second = group.second(simd, 0);
+            map_ahead(
+                simd,
+                [gain, sum_row, dy_row, dsum_row],
+                [&mut *dresidual],
+                [Prefetch::NONE, of_sum, of_dy, Prefetch::NONE],
+                #[inline(always)]
+                |[gain, sum, dy, dsum]| second.dx::<S, CENTRED>(gain, sum, dy) + dsum,
+            );
+        }
         if !mask.is_empty() {
             multiply(simd, &mask[at.clone()], dresidual, &mut dx[at]);
         }
