@@ -16,17 +16,21 @@ use textbook::{rms_backward, rms_forward};
 trait Bounds: Number {
     /// y, dx and dgain, of the largest in the row (dgain: of all).
     const BOUNDS: [f64; 3];
+    /// y, dx and dgain whatever the numbers (`accuracy.rs`).
+    const ANY: [f64; 3];
     /// Rows times 2^-LAST to 2^LAST give the same bits.
     const LAST: i32;
 }
 
 impl Bounds for f32 {
     const BOUNDS: [f64; 3] = [2.5e-7, 5e-7, 5e-7];
+    const ANY: [f64; 3] = [4e-7, 5e-6, 2.5e-6];
     const LAST: i32 = 100;
 }
 
 impl Bounds for f64 {
     const BOUNDS: [f64; 3] = [6e-16, 1e-15, 1e-15];
+    const ANY: [f64; 3] = [1e-15, 1e-14, 5e-15];
     const LAST: i32 = 900;
 }
 
@@ -77,6 +81,32 @@ fn is_right<T: Bounds>() {
             check("dgain", &wide(&dgain), &want_dgain, largest(&want_dgain), T::BOUNDS[2]);
         }
     }
+}
+
+/// x̂ is 1 nearly, dx 0, and sums round the same way at every addition.
+fn is_right_of_equal_numbers<T: Bounds>() {
+    for (rows, features) in [(64, 20), (1000, 3), (3, 768), (3, 1024), (3, 2048), (3, 5000)] {
+        for (x, dy) in [(1.0, 0.9), (0.7, 0.52666664), (-1.3, 0.001)] {
+            let norm = RmsNorm::<T>::new(features);
+            let [x, dy] = [x, dy].map(|value| Array2::from_elem((rows, features), T::of(value)));
+            let (y, dx, dgain) = all(&norm, &x, &dy);
+            let want = rms_forward(&wide(x.row(0)), None, norm.eps().into());
+            let (want_dx, want_dgain) = rms_backward(&wide(&x), features, None, norm.eps().into(), &wide(&dy));
+            let near = |what: &str, got: f64, want: f64, bound: f64| {
+                assert!((got - want).abs() <= bound, "{what}, {rows}×{features}: got {got:e}, want {want:e}");
+            };
+            let dy: f64 = dy[[0, 0]].into();
+            near("y", y[[0, 0]].into(), want.y[0], T::ANY[0]);
+            near("dx", dx[[0, 0]].into(), want_dx[0], T::ANY[1] * want.rstd.to_f64() * dy);
+            near("dgain", dgain[0].into(), want_dgain[0], T::ANY[2] * rows as f64 * dy);
+        }
+    }
+}
+
+#[test]
+fn equal_numbers_are_right() {
+    is_right_of_equal_numbers::<f32>();
+    is_right_of_equal_numbers::<f64>();
 }
 
 #[test]

@@ -15,17 +15,21 @@ trait Bounds: Number {
     /// w, dv and dgain: roundings of rstd, x̂, c and their product; of each factor, the products and the difference; of 3
     /// factors and of the sum, whose blocks are added in this type. Each times 6e-8, or 1.1e-16.
     const BOUNDS: [f64; 3];
+    /// dv and dgain whatever the numbers: of equal ones, 128 additions in a lane are off by 65 times that.
+    const ANY: f64;
     /// Rows times 2^-LAST to 2^LAST give the same bits.
     const LAST: i32;
 }
 
 impl Bounds for f32 {
     const BOUNDS: [f64; 3] = [2.5e-7, 5e-7, 5e-7];
+    const ANY: f64 = 5e-6;
     const LAST: i32 = 100;
 }
 
 impl Bounds for f64 {
     const BOUNDS: [f64; 3] = [6e-16, 1e-15, 1e-15];
+    const ANY: f64 = 1e-14;
     const LAST: i32 = 900;
 }
 
@@ -77,6 +81,31 @@ fn is_right<T: Bounds>() {
             check("dgain", 0, dgain, dot.to_f64(), absolute, T::BOUNDS[2]);
         }
     }
+}
+
+/// Of equal numbers dv is 0, and w and dgain are as near as they can be.
+fn is_right_of_equal_numbers<T: Bounds>() {
+    for columns in [2, 17, 768, 1024, 2048, 5000] {
+        for (v, dw) in [(1.0, 0.52666664), (0.7, 0.97666), (-1.3, 0.001)].map(|(v, dw)| (T::of(v), T::of(dw))) {
+            let norm = WeightNorm::<T>::new(1);
+            let arrays = [v, dw].map(|value| Array2::from_elem((1, columns), value));
+            let [w, dv, dgain] = all(&norm, &arrays[0], &arrays[1]);
+            let (v, dw, root): (f64, f64, f64) = (v.into(), dw.into(), (columns as f64).sqrt());
+            for (w, dv) in w.into_iter().zip(dv) {
+                let (w, dv): (f64, f64) = (w.into(), dv.into());
+                assert!((w - v.signum() / root).abs() <= T::BOUNDS[0] / root, "w of {columns}: {w}");
+                assert!(dv.abs() <= T::ANY * dw / (v.abs() * root), "dv of {columns}: {dv}");
+            }
+            let (got, want): (f64, f64) = (dgain[0].into(), v.signum() * dw * root);
+            assert!((got - want).abs() <= T::ANY * want.abs(), "dgain of {columns}: {got}, want {want}");
+        }
+    }
+}
+
+#[test]
+fn equal_numbers_are_right() {
+    is_right_of_equal_numbers::<f32>();
+    is_right_of_equal_numbers::<f64>();
 }
 
 #[test]

@@ -90,7 +90,7 @@ impl<T: Element> BatchNorm<T> {
     /// dx = gain · r · dy      dgain += Σ dy ⊙ x̂      dbias += Σ dy
     /// ```
     ///
-    /// Where x is not finite dx is NaN, and the dgain of that feature is not finite.
+    /// Where x − μ is not finite dx is NaN, and the dgain of that feature is not finite.
     ///
     /// # Shapes
     ///
