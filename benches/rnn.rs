@@ -2,7 +2,8 @@
 //!
 //! Each cell is compared with the oracle first: no time without a right result. Then calls take turns, so that what else
 //! happens on the machine happens to all of them, and the table gives medians and their ratios of one run. `-- --criterion`
-//! times the same calls with criterion; `-- 400/400` takes only the sizes that begin so.
+//! times the same calls with criterion; `-- 400/400` takes only the sizes that begin so. `cargo test --benches` only compares
+//! the smallest size with the oracle.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -181,22 +182,32 @@ fn medians<C: Recurrent<f32>>(case: &mut Case<C>, bare: &mut Bare) -> [f64; 4] {
     })
 }
 
+/// How the calls are timed, if at all.
+enum Timing {
+    None,
+    Turns,
+    Criterion(Criterion),
+}
+
 fn measure<C: Recurrent<f32> + Send>(
     name: &str,
     size: [usize; 4],
     gates: usize,
     cell: C,
     textbook: fn(&Sequence<'_>) -> States,
-    criterion: &mut Option<Criterion>,
+    timing: &mut Timing,
 ) {
     let [input, hidden, batch, steps] = size;
     let case = &mut Case::new(cell, batch, steps);
     case.check(textbook);
     case.check_backward();
+    if matches!(timing, Timing::None) {
+        return;
+    }
     let bare = &mut Bare::new(size, gates);
     for threads in [1, 2] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
-        if let Some(criterion) = criterion {
+        if let Timing::Criterion(criterion) = timing {
             let mut group =
                 criterion.benchmark_group(format!("{name} {input}/{hidden}/{batch}/{steps}, {threads} threads"));
             group.sample_size(10);
@@ -223,15 +234,21 @@ fn measure<C: Recurrent<f32> + Send>(
 }
 
 fn main() {
-    let mut criterion = std::env::args()
-        .any(|argument| argument == "--criterion")
-        .then(|| Criterion::default().with_output_color(false));
-    println!(
-        "| cell | input/hidden/batch/steps | threads | bare ms | infer ms | ÷ bare | forward ms | ÷ bare | backward ms \
-         | both ÷ bare |"
-    );
-    println!("|---|---|---|---|---|---|---|---|---|---|");
-    let wanted = std::env::args().skip(1).find(|argument| argument.contains('/'));
+    let is_given = |option: &str| std::env::args().any(|argument| argument == option);
+    let mut wanted = std::env::args().skip(1).find(|argument| argument.contains('/'));
+    let mut timing = if is_given("--criterion") {
+        Timing::Criterion(Criterion::default().with_output_color(false))
+    } else if is_given("--bench") {
+        println!(
+            "| cell | input/hidden/batch/steps | threads | bare ms | infer ms | ÷ bare | forward ms | ÷ bare | backward ms \
+             | both ÷ bare |"
+        );
+        println!("|---|---|---|---|---|---|---|---|---|---|");
+        Timing::Turns
+    } else {
+        wanted = Some("400/".into());
+        Timing::None
+    };
     for size in SIZES {
         let [input, hidden, ..] = size;
         if wanted.as_ref().is_some_and(|wanted| !size.map(|n| n.to_string()).join("/").starts_with(wanted)) {
@@ -241,9 +258,9 @@ fn main() {
         let lstm = |placement| Lstm::<f32>::new(input, hidden, placement, Start::Orthogonal, &mut rng());
         let gru = |placement| Gru::<f32>::new(input, hidden, placement, Start::Orthogonal, &mut rng());
         let normalized = lstm(LstmPlacement::ProductsAndCell);
-        measure("LN-LSTM", size, 4, normalized, |sequence| sequence.lstm(true, true), &mut criterion);
-        measure("LSTM", size, 4, lstm(LstmPlacement::None), |sequence| sequence.lstm(false, false), &mut criterion);
-        measure("LN-GRU", size, 3, gru(GruPlacement::Products), |sequence| sequence.gru(true), &mut criterion);
-        measure("GRU", size, 3, gru(GruPlacement::None), |sequence| sequence.gru(false), &mut criterion);
+        measure("LN-LSTM", size, 4, normalized, |sequence| sequence.lstm(true, true), &mut timing);
+        measure("LSTM", size, 4, lstm(LstmPlacement::None), |sequence| sequence.lstm(false, false), &mut timing);
+        measure("LN-GRU", size, 3, gru(GruPlacement::Products), |sequence| sequence.gru(true), &mut timing);
+        measure("GRU", size, 3, gru(GruPlacement::None), |sequence| sequence.gru(false), &mut timing);
     }
 }

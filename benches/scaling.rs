@@ -42,7 +42,8 @@ const TURNS: usize = 5;
 
 type Call = fn(&mut Case);
 
-const CALLS: [Call; 5] = [Case::copy, Case::vector_copy, Case::forward, Case::stream, Case::backward];
+const CALLS: [Call; 6] =
+    [Case::copy, Case::vector_copy, Case::forward, Case::stream, Case::plain_stream, Case::backward];
 
 /// Nanoseconds per element.
 #[derive(Clone, Copy)]
@@ -67,8 +68,10 @@ impl Point {
         case.check();
         let costs = [1, 2].map(|threads| {
             let seconds = on_threads(threads, || seconds(&mut case, time));
-            let [copy, vector_copy, forward, stream, backward] = seconds.map(|s| s * 1e9 / (rows * features) as f64);
-            (Cost { call: forward, least: copy.min(vector_copy) }, Cost { call: backward, least: stream })
+            let [copy, vector_copy, forward, stream, plain_stream, backward] =
+                seconds.map(|s| s * 1e9 / (rows * features) as f64);
+            let forward = Cost { call: forward, least: copy.min(vector_copy) };
+            (forward, Cost { call: backward, least: stream.min(plain_stream) })
         });
         Self { log_bytes, forward: costs.map(|(forward, _)| forward), backward: costs.map(|(_, backward)| backward) }
     }

@@ -111,9 +111,22 @@ impl Case {
     /// Panics unless the first and the last row of y and dx are those of the oracle, and the first and the last of dgain and
     /// dbias the sums that they should be: no time without a right result.
     pub(crate) fn check(&mut self) {
-        self.grad = self.norm.zero_grad();
-        self.forward();
-        self.backward();
+        let passes: [[fn(&mut Self); 2]; 3] = [
+            [Self::textbook_forward, Self::textbook_backward],
+            [Self::infer, Self::backward],
+            [Self::forward, Self::backward],
+        ];
+        for [forward, backward] in passes {
+            self.y.fill(f32::NAN);
+            self.dx.fill(f32::NAN);
+            self.grad = self.norm.zero_grad();
+            forward(self);
+            backward(self);
+            self.check_results();
+        }
+    }
+
+    fn check_results(&self) {
         let wide = |row: ndarray::ArrayView1<'_, f32>| row.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
         let flat = |view: Option<ndarray::ArrayViewD<'_, f32>>| -> Vec<f64> {
             view.expect("has one").iter().map(|&x| f64::from(x)).collect()

@@ -1,16 +1,18 @@
 #!/usr/bin/env python3
-"""Layer normalization by torch, oneDNN and onnxruntime, and torch's batch normalization, beside loops of numpy.
+"""Layer normalization by this crate, torch, oneDNN and onnxruntime, torch's batch normalization, and loops of numpy.
 
     python peers.py [--quick] [--threads N]
 
 The shapes, x's distribution and rounds are those of `cargo run --release` beside it. Forward and forward + backward are
-multiples of a copy of x, backward of a stream, which reads x and dy and writes dx. Both loops are of one thread also
-where the others have two. A package that is not installed is named and left out. Every result is checked against numpy
-in float64 before it is timed. Calls take turns, and a time is the median of its turns.
+multiples of a copy of x, backward of a stream, which reads x and dy and writes dx; behind it, in brackets, of this
+crate's time from a thread of its pool. Both loops are of one thread also where the others have two. What is not installed
+or not built is named and left out. Every result is checked against numpy in float64 before it is timed. Calls take turns
+on the same arrays, and a time is the median of its turns.
 """
 
 import argparse
 import ctypes
+import importlib.util
 import math
 import os
 import statistics
@@ -18,6 +20,8 @@ import subprocess
 import sys
 import time
 from ctypes import byref, c_float, c_int, c_int64, c_size_t, c_void_p
+from importlib.machinery import ExtensionFileLoader
+from pathlib import Path
 from typing import Callable, NamedTuple
 
 try:
@@ -42,9 +46,36 @@ class Call(NamedTuple):
     norm: str  # "layer norm" or "batch norm"
     part: str  # "forward", "backward" or "forward + backward"
     function: Callable
+    many: Callable | None = None  # the same so many times, for who has a loop of its own
 
     def __str__(self):
         return f"{self.peer}, {self.norm} {self.part}"
+
+
+OURS, OUTSIDE = "layernorm", "layernorm, from outside of the pool"
+
+
+class Ours:
+    """layernorm into the caller's memory, from a thread of a pool or, without one, from this thread."""
+
+    def __init__(self, module, name, pool, x, dy, gain, bias):
+        self.name, self.x, self.dy = name, x, dy
+        # NaN, so that what no call writes is found.
+        self.y, self.dx = np.full_like(x, np.nan), np.full_like(x, np.nan)
+        self.layer = module.Layer(gain, bias, EPS, pool)
+        self.forward()  # backward needs what it keeps
+
+    def forward(self, times=1):
+        self.layer.forward(self.x, self.y, times)
+        return [self.y]
+
+    def backward(self, times=1):
+        self.layer.backward(self.x, self.dy, self.dx, times)
+        return self.dx, *self.layer.gradients()
+
+    def calls(self):
+        yield Call(self.name, "layer norm", "forward", self.forward, self.forward)
+        yield Call(self.name, "layer norm", "backward", self.backward, self.backward)
 
 
 class Torch:
@@ -176,13 +207,31 @@ class OnnxRuntime:
         options.intra_op_num_threads = threads
         bytes_ = model.SerializeToString()
         self.session = onnxruntime.InferenceSession(bytes_, options, providers=["CPUExecutionProvider"])
-        self.feed = {"x": x}
+        self.feed, self.y = {"x": x}, np.full_like(x, np.nan)
+        self.binding = self.session.io_binding()
+        for bind, name, array in (self.binding.bind_input, "x", x), (self.binding.bind_output, "y", self.y):
+            bind(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
 
     def forward(self):
         return self.session.run(None, self.feed)
 
+    def forward_into(self):
+        self.session.run_with_iobinding(self.binding)
+        return [self.y]
+
     def calls(self):
         yield Call("onnxruntime", "layer norm", "forward", self.forward)
+        yield Call("onnxruntime, caller's memory", "layer norm", "forward", self.forward_into)
+
+
+def load_ours():
+    """What `cargo build --release --package layernorm-numpy` leaves in this folder's target."""
+    path = Path(__file__).resolve().parent / "target/release/liblayernorm_numpy.so"
+    loader = ExtensionFileLoader("layernorm_numpy", str(path))
+    spec = importlib.util.spec_from_loader(loader.name, loader)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def load_onednn():
@@ -201,6 +250,12 @@ def load_onednn():
 def installed():
     """What makes a contestant of (threads, x, dy, gain, bias), for each package that is there."""
     makers = []
+    try:
+        module = load_ours()
+        makers.append(lambda threads, *case: Ours(module, OURS, threads, *case))
+        makers.append(lambda _, *case: Ours(module, OUTSIDE, None, *case))  # its threads: RAYON_NUM_THREADS
+    except ImportError as why:
+        print(f"layernorm left out: {why}")
     try:
         import torch
 
@@ -251,13 +306,23 @@ def check(call, right):
     return errors
 
 
+def repeated(function):
+    """A function of a number: so many calls."""
+
+    def many(times):
+        for _ in range(times):
+            function()
+
+    return many
+
+
 def medians(calls, rounds, turn, pause):
-    """The median seconds of each call; they take turns of about `turn` seconds."""
+    """The median seconds of one of each of `calls`, functions of a number; they take turns of about `turn` seconds."""
     repeats, every, times = [], [], [[] for _ in calls]
     for call in calls:
-        call()
+        call(1)
         start = time.perf_counter()
-        call()
+        call(1)
         one = max(time.perf_counter() - start, 1e-7)
         repeats.append(max(1, int(turn / one)))
         every.append(min(max(1, round(one / turn)), math.ceil(rounds / 5)))
@@ -267,8 +332,7 @@ def medians(calls, rounds, turn, pause):
                 continue
             time.sleep(pause)
             start = time.perf_counter()
-            for _ in range(repeats[i]):
-                call()
+            call(repeats[i])
             times[i].append((time.perf_counter() - start) / repeats[i])
     return [statistics.median(t) for t in times]
 
@@ -297,13 +361,17 @@ def measure(makers, threads, quick):
                 errors[name] = max(e, errors.get(name, 0))
         y, dx = np.zeros_like(x), np.zeros_like(x)
         loops = [lambda: np.copyto(y, x), lambda: np.add(x, dy, out=dx)]
-        copy, stream, *times = medians(loops + [call.function for call in calls], rounds, turn, pause)
+        many = [*map(repeated, loops), *(call.many or repeated(call.function) for call in calls)]
+        copy, stream, *times = medians(many, rounds, turn, pause)
+        ours = {call.part: seconds for call, seconds in zip(calls, times) if call.peer == OURS}
         size = f"{rows} × {features}"
         shape = {"rows × features": size, "copy µs": f"{copy * 1e6:.2f}", "stream µs": f"{stream * 1e6:.2f}"}
         for call, seconds in zip(calls, times):
             name, loop = ("stream", stream) if call.part == "backward" else ("copy", copy)
             line = tables.setdefault(call.norm, {}).setdefault(size, dict(shape))
             line[f"{call} × {name}"] = f"{seconds / loop:.2f}"
+            if call.norm == "layer norm" and call.peer != OURS and call.part in ours:
+                line[f"{call} × {name}"] += f" ({seconds / ours[call.part]:.2f})"
         print(f"{size} done", file=sys.stderr)
     print(f"## {threads} thread{'s' if threads > 1 else ''}\n")
     for lines in tables.values():
@@ -321,11 +389,11 @@ def main():
     if arguments.threads is None:
         run = lambda threads: subprocess.call([sys.executable, __file__, *sys.argv[1:], "--threads", threads])
         sys.exit(run("1") or run("2"))
-    # OpenMP reads it when it is loaded: hence before the packages are, and a process for each number of threads.
-    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
+    # They are read when a library is loaded or first used: hence before, and a process for each number of threads.
+    os.environ["OMP_NUM_THREADS"] = os.environ["RAYON_NUM_THREADS"] = str(arguments.threads)
     makers = installed()
     if not makers:
-        sys.exit("none of torch, oneDNN and onnxruntime is installed")
+        sys.exit("layernorm is not built, and none of torch, oneDNN and onnxruntime is installed")
     measure(makers, arguments.threads, arguments.quick)
 
 
