@@ -83,4 +83,23 @@ mod tests {
             assert!((got - expected).abs() < 3e-4, "{parameter}");
         }
     }
+
+    /// By hand, for the gradients 4 and 1:
+    ///
+    /// ```text
+    /// m = 0.1·4       then  0.9·0.4 + 0.1·1 = 0.46               m̂ = 0.46/(1 − 0.9²) = 0.46/0.19
+    /// v = 0.001·16    then  0.999·0.016 + 0.001·1 = 0.016984     v̂ = 0.016984/(1 − 0.999²) = 0.016984/0.001999
+    /// ```
+    #[test]
+    fn a_second_step_remembers_the_first_gradient() {
+        let mut parameter = array![0.0_f32].into_dyn();
+        let mut moments = [ArrayD::zeros(parameter.raw_dim()), ArrayD::zeros(parameter.raw_dim())];
+        for (steps, gradient) in [(1, 4.0_f32), (2, 1.0)] {
+            parameter.fill(0.0);
+            update(parameter.view_mut(), array![gradient].into_dyn().view(), &mut moments, 1.0, steps);
+        }
+        let (got, expected) = (f64::from(parameter[[0]]), -(0.46 / 0.19) / (0.016984_f64 / 0.001999).sqrt());
+        // β₂² is rounded by up to 2⁻²⁵, 1.5e-5 of 1 − β₂², and the root takes half of it. β₂ = 0.9989 is 2.2e-5 off.
+        assert!((got - expected).abs() < 1e-5, "{got} instead of {expected}");
+    }
 }
