@@ -2,11 +2,11 @@
 
 use std::error::Error;
 use std::fs;
-use std::io::Read;
 use std::path::Path;
 
-use flate2::read::MultiGzDecoder;
 use layernorm::ndarray::Array2;
+
+use crate::common::gzip;
 
 /// One of so many characters is held out, at the end of the text.
 const HELD_OUT: usize = 20;
@@ -34,14 +34,8 @@ impl Text {
         bytes.and_then(|bytes| Self::read(&bytes)).map_err(|problem| format!("{}: {problem}", path.display()).into())
     }
 
-    /// Whether it is gzipped follows from the first bytes of a file, not from its name.
     fn read(file: &[u8]) -> Result<Self, String> {
-        if !file.starts_with(&[0x1f, 0x8b]) {
-            return Self::new(file);
-        }
-        let mut bytes = Vec::new();
-        MultiGzDecoder::new(file).read_to_end(&mut bytes).map_err(|error| format!("damaged gzip data: {error}"))?;
-        Self::new(&bytes)
+        Self::new(&gzip::unpacked(file)?)
     }
 
     fn new(bytes: &[u8]) -> Result<Self, String> {
@@ -120,12 +114,10 @@ impl<'a> Streams<'a> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-
-    use flate2::{Compression, write::GzEncoder};
     use layernorm::ndarray::array;
 
     use super::*;
+    use crate::common::gzip::tests::gzipped;
 
     #[test]
     fn the_embedded_text_is_whole() {
@@ -155,9 +147,7 @@ mod tests {
     #[test]
     fn plain_and_gzipped_are_read_alike() {
         let plain = "Who's there?".repeat(9);
-        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
-        encoder.write_all(plain.as_bytes()).unwrap();
-        let gzipped = encoder.finish().unwrap();
+        let gzipped = gzipped(plain.as_bytes());
         assert_eq!(Text::read(&gzipped).unwrap().train, Text::read(plain.as_bytes()).unwrap().train);
         let error = Text::read(&gzipped[..20]).unwrap_err();
         assert!(error.starts_with("damaged gzip data: "), "{error}");

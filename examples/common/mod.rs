@@ -2,6 +2,7 @@
 
 pub(crate) mod adam;
 pub(crate) mod arguments;
+pub(crate) mod gzip;
 pub(crate) mod loss;
 pub(crate) mod matmul;
 pub(crate) mod plot;
