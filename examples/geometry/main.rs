@@ -18,6 +18,7 @@
 #[allow(dead_code, reason = "trainings need more of it")]
 mod common {
     pub(crate) mod arguments;
+    pub(crate) mod largest;
     pub(crate) mod plot;
     pub(crate) mod program;
 }

@@ -16,6 +16,7 @@ use layernorm::Result;
 use layernorm::ndarray::{Array2, Axis, s};
 use ndarray_rand::rand::{SeedableRng, rngs::StdRng};
 
+use crate::common::largest::largest;
 use crate::model::{Family, Glm, Norm, SIZES};
 use crate::sampled::{self, outer};
 
@@ -80,11 +81,6 @@ fn metric(glm: &Glm, seed: u64) -> Result<[Array2<f64>; 3]> {
     let fisher = sampled::mean(glm, SAMPLES, &mut StdRng::seed_from_u64(seed), outer)?.mean;
     let block = |columns| fisher.slice(s![..inputs, columns]).to_owned();
     Ok([gradient, block(0..inputs), block(inputs..weights.end)])
-}
-
-/// max |x|, and NaN if there is one.
-fn largest(numbers: impl IntoIterator<Item = f64>) -> f64 {
-    numbers.into_iter().map(f64::abs).fold(0.0, |top, x| if x > top || x.is_nan() { x } else { top })
 }
 
 impl Rescaling {

@@ -8,11 +8,16 @@
 //! (layer norm, RMS norm) or the rows of W (weight norm). What follows, as the nonlinearity f, sees h alone. RMS norm has
 //! no bias, and the table does not depend on it.
 
+#[path = "../common/largest.rs"]
+mod largest;
+
 use layernorm::ndarray::{Array, Array1, Array2, Axis, Dimension};
 use layernorm::{BatchNorm, Element, LayerNorm, Result, RmsNorm, WeightNorm};
 use ndarray_rand::RandomExt;
 use ndarray_rand::rand::{SeedableRng, rngs::StdRng};
 use ndarray_rand::rand_distr::{StandardNormal, Uniform};
+
+pub(crate) use largest::largest;
 
 /// What a prediction is computed in.
 pub(crate) trait Number: Element {
@@ -137,11 +142,6 @@ fn rounded<T: Number, D: Dimension>(array: &Array<f64, D>) -> Array<T, D> {
 /// max |h′ − h|: the largest change of a prediction. NaN if there is one in either.
 pub(crate) fn deviation(h: &Array2<f64>, changed: &Array2<f64>) -> f64 {
     largest((changed - h).iter().copied())
-}
-
-/// max |x|, and NaN if there is one.
-pub(crate) fn largest(numbers: impl IntoIterator<Item = f64>) -> f64 {
-    numbers.into_iter().map(f64::abs).fold(0.0, |top, x| if x > top || x.is_nan() { x } else { top })
 }
 
 /// ε > 0 and one row: how much of a prediction changes when a row of spread `std` is doubled, and by
