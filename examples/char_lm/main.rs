@@ -34,11 +34,10 @@ mod output;
 mod plot;
 mod sample;
 mod text;
+mod training;
 
 use std::error::Error;
-use std::f64::consts::LN_2;
 use std::process::ExitCode;
-use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use layernorm::rnn::{GruPlacement, LstmPlacement, RnnPlacement, Start};
@@ -46,23 +45,14 @@ use layernorm::{Gru, Lstm, Recurrent, Rnn};
 use ndarray_rand::rand::{SeedableRng, rngs::StdRng};
 
 use cell::Cell;
-use common::adam::Adam;
-use common::loss::{self, Score};
 use common::program;
 use kind::Kind;
 use model::{Model, Size};
 use options::Options;
-use plot::Measured;
-use text::{Streams, Text};
+use text::Text;
 
 /// Numbers that stand for a character.
 const WIDTH: usize = 64;
-
-/// Measurements of a training, evenly spaced.
-const MEASUREMENTS: usize = 20;
-
-/// Streams and steps of a measurement: as many as are trained on unless told otherwise, so the buffers fit both.
-const MEASURED: (usize, usize) = (32, 64);
 
 fn main() -> ExitCode {
     program::run(Options::parse(std::env::args_os().skip(1)), options::HELP, run)
@@ -116,7 +106,7 @@ fn train<C: Recurrent<f32>>(options: &Options, cell: impl Fn(usize, &mut StdRng)
     let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} updates, {eta} left")?;
     let bar = ProgressBar::new(updates as u64).with_style(style);
 
-    let outcome = learn(options, &text, &mut model, &bar, &mut history);
+    let outcome = training::learn(options, &text, &mut model, &bar, &mut history);
     bar.finish_and_clear();
 
     // Those of a training that went wrong, too.
@@ -129,71 +119,4 @@ fn train<C: Recurrent<f32>>(options: &Options, cell: impl Fn(usize, &mut StdRng)
         println!("\n{}", text.decode(&sample));
     }
     Ok(())
-}
-
-/// All updates, or those until the loss is no longer finite.
-fn learn<C: Recurrent<f32>>(
-    options: &Options,
-    text: &Text,
-    model: &mut Model<C>,
-    bar: &ProgressBar,
-    history: &mut Vec<Measured>,
-) -> Result<(), Box<dyn Error>> {
-    let Options { batch, steps, updates, .. } = *options;
-    let mut adam = Adam::new();
-    let streams = Streams::new(&text.train, batch);
-    let mut chunks = streams.chunks(steps);
-    let mut states = model.zero_states(streams.batch());
-    let (mut score, mut start, mut characters) = (Score::default(), Instant::now(), 0);
-
-    for update in 1..=updates {
-        let chunk = match chunks.next() {
-            Some(chunk) => chunk,
-            None => {
-                // The end of the text: from the beginning, where nothing has been read yet.
-                chunks = streams.chunks(steps);
-                states = model.zero_states(streams.batch());
-                chunks.next().expect("streams have at least a character")
-            }
-        };
-        let (z, dz) = model.forward(&chunk.inputs, &mut states)?;
-        score.add(z, &chunk.targets);
-        loss::gradient(z, &chunk.targets, dz);
-        model.backward(&chunk.inputs)?;
-        model.clip(options.clip);
-        adam.step(model, options.lr * (updates - update + 1) as f32 / updates as f32)?;
-        characters += chunk.targets.len();
-        bar.inc(1);
-
-        // The k-th of n measurements is at ⌈k·updates/n⌉: the last one at the end, none twice.
-        if update * MEASUREMENTS / updates == (update - 1) * MEASUREMENTS / updates {
-            continue;
-        }
-        let speed = characters as f64 / start.elapsed().as_secs_f64();
-        let held_out = measure(model, &text.held_out)?;
-        let now = Measured { update, train_bits: score.nll() / LN_2, held_out_bits: held_out.nll() / LN_2 };
-        let Measured { train_bits, held_out_bits, .. } = now;
-        let wrong = held_out.error();
-        bar.suspend(|| {
-            println!("{update:7}   {train_bits:10.3}   {held_out_bits:13.3}   {wrong:11.1} %   {speed:12.0}");
-        });
-        if !(train_bits + held_out_bits).is_finite() {
-            return Err(format!("the loss is no longer finite; try an `--lr` below {:e}", options.lr).into());
-        }
-        history.push(now);
-        (score, start, characters) = (Score::default(), Instant::now(), 0);
-    }
-    Ok(())
-}
-
-/// How well the model guesses a text that it has not learnt from.
-fn measure<C: Recurrent<f32>>(model: &mut Model<C>, text: &[u8]) -> Result<Score, layernorm::Error> {
-    let (batch, steps) = MEASURED;
-    let streams = Streams::new(text, batch);
-    let (mut states, mut score) = (model.zero_states(streams.batch()), Score::default());
-    for chunk in streams.chunks(steps) {
-        let (z, _) = model.forward(&chunk.inputs, &mut states)?;
-        score.add(z, &chunk.targets);
-    }
-    Ok(score)
 }

@@ -213,7 +213,7 @@ fn rows_mut(x: &mut Array3<f32>) -> ArrayViewMut2<'_, f32> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use layernorm::Lstm;
     use layernorm::ndarray::{ArrayD, ArrayViewD, Axis, array, s};
     use layernorm::rnn::{LstmPlacement, Start};
@@ -225,7 +225,7 @@ mod tests {
 
     const SIZE: Size = Size { characters: 5, width: 3, hidden: 4, layers: 2 };
 
-    fn model() -> Model<Lstm<f32>> {
+    pub(crate) fn model() -> Model<Lstm<f32>> {
         let mut rng = StdRng::seed_from_u64(3);
         let cell = |input: usize, rng: &mut StdRng| {
             Lstm::new(input, SIZE.hidden, LstmPlacement::ProductsAndCell, Start::Orthogonal, rng)

@@ -38,7 +38,8 @@ impl Text {
         Self::new(&gzip::unpacked(file)?)
     }
 
-    fn new(bytes: &[u8]) -> Result<Self, String> {
+    /// The characters themselves.
+    pub(crate) fn new(bytes: &[u8]) -> Result<Self, String> {
         let mut numbers = [None; 256];
         bytes.iter().for_each(|&byte| numbers[byte as usize] = Some(0));
         let alphabet: Vec<u8> = (0..=255).filter(|&byte| numbers[byte as usize].is_some()).collect();
