@@ -16,12 +16,14 @@ const TRAIN: [&str; 2] = ["train-images-idx3-ubyte", "train-labels-idx1-ubyte"];
 const TEST: [&str; 2] = ["t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"];
 
 /// What to learn from, and what to be measured by.
+#[derive(PartialEq)]
 pub(crate) struct Dataset {
     pub(crate) train: Images,
     pub(crate) test: Images,
 }
 
 /// Images, a row each, and what they show.
+#[derive(PartialEq)]
 pub(crate) struct Images {
     /// `[images, pixels]`, 0 to 255: a fourth of the memory of `f32`.
     pixels: Array2<u8>,
@@ -209,6 +211,13 @@ mod tests {
         assert!(Dataset::new(files(2, 5, &[0, 1]), files(1, 5, &[2])).is_ok());
         let error = message(Dataset::new(files(2, 5, &[0, 1]), files(1, 4, &[2])));
         assert_eq!(error, "images: images of 1 x 4 pixels, but those to train on have 1 x 5");
+    }
+
+    #[test]
+    fn a_directory_of_the_embedded_files_is_the_embedded_dataset() {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/data/mnist");
+        // The pixels of 10,000 images say nothing in a message.
+        assert!(Dataset::open(&directory).unwrap() == Dataset::embedded().unwrap());
     }
 
     #[test]

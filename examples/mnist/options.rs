@@ -146,9 +146,23 @@ mod tests {
     }
 
     #[test]
-    fn a_value_follows_or_is_joined() {
-        let expected = Options { norm: Kind::None, batch: 4, data: Some("d".into()), ..Options::single() };
-        assert_eq!(options("--norm none --batch=4 --data d").unwrap().unwrap(), expected);
+    fn every_option_is_taken() {
+        let line = "--norm none --batch=4 --epochs 5 --hidden 7 --lr=0.5 --seed 8 --data d --out o";
+        let expected = Options {
+            norm: Kind::None,
+            batch: 4,
+            epochs: 5,
+            hidden: 7,
+            lr: 0.5,
+            seed: 8,
+            data: Some("d".into()),
+            out: "o".into(),
+            compare: None,
+        };
+        assert_eq!(options(line).unwrap().unwrap(), expected);
+        let line = "--compare --seeds 2 --epochs=5 --hidden 7 --lr 0.5 --seed 8 --data=d --out o";
+        let (norm, batch) = (Kind::Layer, 128);
+        assert_eq!(options(line).unwrap().unwrap(), Options { norm, batch, compare: Some(2), ..expected });
     }
 
     #[test]
