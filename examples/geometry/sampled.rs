@@ -16,7 +16,8 @@ pub(crate) struct Sampled<D: Dimension> {
 impl<D: Dimension> Sampled<D> {
     /// How many standard errors `expected` is off: root mean square over the elements, and largest.
     ///
-    /// The root mean square of the right answer is about 1, however many samples there are.
+    /// The root mean square of the right answer is about 1 if there are a thousand samples. Of few, all may miss what is
+    /// rare, and then so does their spread.
     pub(crate) fn distance(&self, expected: &ArrayRef<f64, D>) -> (f64, f64) {
         let (mut sum, mut top) = (0.0, 0.0_f64);
         Zip::from(&self.mean).and(&self.error).and(expected).for_each(|mean, error, expected| {
