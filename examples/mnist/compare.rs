@@ -20,13 +20,21 @@ pub(crate) const BATCHES: [usize; 2] = [128, 4];
 pub(crate) struct Group {
     pub(crate) norm: Kind,
     pub(crate) batch: usize,
-    /// The epochs of each seed.
+    /// How many seeds there were.
+    pub(crate) trained: usize,
+    /// The epochs of each seed that ended well.
     pub(crate) seeds: Vec<Vec<Epoch>>,
 }
 
 impl Group {
     pub(crate) fn epochs(&self) -> usize {
         self.seeds.first().map_or(0, Vec::len)
+    }
+
+    /// What a name is followed by: of how many seeds the numbers are, where some did not end well.
+    pub(crate) fn left(&self) -> String {
+        let (left, trained) = (self.seeds.len(), self.trained);
+        if left < trained { format!(" ({left} of {trained})") } else { String::new() }
     }
 
     /// Lowest, mean and highest of the seeds after `epoch`, counted from 0.
@@ -63,7 +71,7 @@ pub(crate) fn run(options: &Options, seeds: usize, data: &Dataset) -> Result<(),
 /// The runs of a group that went to their end, if any did.
 fn group((runs, histories): (&[Options], &[Vec<Epoch>])) -> Option<Group> {
     let seeds: Vec<_> = histories.iter().filter(|epochs| !epochs.is_empty()).cloned().collect();
-    (!seeds.is_empty()).then(|| Group { norm: runs[0].norm, batch: runs[0].batch, seeds })
+    (!seeds.is_empty()).then(|| Group { norm: runs[0].norm, batch: runs[0].batch, trained: runs.len(), seeds })
 }
 
 /// The trainings, those of a group one after another.
@@ -132,17 +140,20 @@ fn train_one(run: &Options, data: &Dataset, bar: &ProgressBar) -> Result<Vec<Epo
 
 fn table(groups: &[Group]) -> String {
     let last = groups.first().map_or(1, Group::epochs);
+    let name = |group: &Group| format!("norm {:5}  batch {:3}{}", group.norm, group.batch, group.left());
+    let names: Vec<_> = groups.iter().map(name).collect();
+    let width = names.iter().map(String::len).max().unwrap_or(0);
     let mut table = format!(
         "lowest, mean and highest of the seeds\n\
-         {:>26}   {:>26}   {:>20}   {:>20}\n",
+         {:width$}   {:>26}   {:>21}   {:>21}\n",
         "",
         format!("train NLL, epoch {last}"),
         "test error, epoch 1",
         format!("epoch {last}")
     );
-    for group in groups {
+    for (name, group) in names.iter().zip(groups) {
         let [low, mean, high] = group.spread(last - 1, |epoch| epoch.train_nll);
-        table += &format!("norm {:5}  batch {:3}   {low:8.1e} {mean:8.1e} {high:8.1e}", group.norm, group.batch);
+        table += &format!("{name:width$}   {low:8.1e} {mean:8.1e} {high:8.1e}");
         for epoch in [0, last - 1] {
             let [low, mean, high] = group.spread(epoch, |epoch| epoch.test_error);
             table += &format!("   {low:5.2}  {mean:5.2}  {high:5.2} %");
@@ -180,15 +191,26 @@ mod tests {
     fn a_group_is_of_the_runs_that_ended_well() {
         let runs = runs(&options("--compare"), 2);
         let (good, bad) = (vec![epoch(1.0)], Vec::new());
-        assert_eq!(group((&runs[..2], &[bad.clone(), good.clone()])).unwrap().seeds, [good]);
+        let left = group((&runs[..2], &[bad.clone(), good.clone()])).unwrap();
+        assert_eq!((left.trained, &left.seeds[..]), (2, &[good][..]));
         assert!(group((&runs[..2], &[bad.clone(), bad])).is_none());
     }
 
     #[test]
     fn the_table_has_lowest_mean_and_highest() {
         let seeds = [[6.0, 2.0], [5.0, 4.0], [10.0, 3.0]].map(|numbers| numbers.map(epoch).to_vec()).to_vec();
-        let table = table(&[Group { norm: Kind::None, batch: 4, seeds }]);
+        let table = table(&[Group { norm: Kind::None, batch: 4, trained: 3, seeds }]);
         let row = table.lines().last().unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
         assert_eq!(row, "norm none batch 4 2.0e-2 3.0e-2 4.0e-2 5.00 7.00 10.00 % 2.00 3.00 4.00 %");
+    }
+
+    #[test]
+    fn a_row_says_of_how_many_seeds_it_is() {
+        let group = |batch, trained| Group { norm: Kind::Layer, batch, trained, seeds: vec![vec![epoch(1.0)]; 2] };
+        let table = table(&[group(128, 2), group(4, 3)]);
+        let [title, whole, part] = table.lines().skip(1).collect::<Vec<_>>()[..] else { panic!("{table}") };
+        assert!(whole.starts_with("norm layer  batch 128              1.0e-2"), "{table}");
+        assert!(part.starts_with("norm layer  batch   4 (2 of 3)     1.0e-2"), "{table}");
+        assert_eq!([title.len(), whole.len()], [part.len(); 2], "{table}");
     }
 }

@@ -97,7 +97,7 @@ where
         chart.draw_series([Polygon::new(band, color.mix(0.2))])?;
         chart
             .draw_series(line(curve(1).collect(), color))?
-            .label(format!("norm {}", group.norm))
+            .label(format!("norm {}{}", group.norm, group.left()))
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], color.stroke_width(2)));
     }
     if measure.legend {
@@ -126,10 +126,10 @@ mod tests {
     use super::*;
     use crate::compare::KINDS;
 
-    fn svg(histories: &[Vec<Epoch>]) -> String {
+    fn svg(trained: usize, histories: &[Vec<Epoch>]) -> String {
         let groups: Vec<_> = BATCHES
             .into_iter()
-            .flat_map(|batch| KINDS.map(|norm| Group { norm, batch, seeds: histories.to_vec() }))
+            .flat_map(|batch| KINDS.map(|norm| Group { norm, batch, trained, seeds: histories.to_vec() }))
             .collect();
         let mut svg = String::new();
         let root = SVGBackend::with_string(&mut svg, (1000, 800)).into_drawing_area();
@@ -141,16 +141,19 @@ mod tests {
     #[test]
     fn what_is_compared_is_named() {
         let epoch = |number: f64| Epoch { train_nll: number, test_nll: 1.0, test_error: 10.0 * number };
-        let svg = svg(&[vec![epoch(0.5), epoch(0.01)], vec![epoch(0.6), epoch(0.02)]]);
+        let histories = [vec![epoch(0.5), epoch(0.01)], vec![epoch(0.6), epoch(0.02)]];
+        let whole = svg(2, &histories);
         for name in ["norm layer", "norm batch", "norm none", "batch 128", "batch 4", "training NLL", "test error"] {
-            assert!(svg.contains(name), "{name}");
+            assert!(whole.contains(&format!("\n{name}")), "{name}");
         }
+        assert!(!whole.contains(" of "));
+        assert!(svg(3, &histories).contains("\nnorm layer (2 of 3)\n"));
     }
 
     #[test]
     fn no_seed_one_epoch_and_a_likelihood_of_1_have_axes() {
         for histories in [vec![], vec![vec![Epoch { train_nll: 0.0, test_nll: 0.0, test_error: 0.0 }]]] {
-            let svg = svg(&histories);
+            let svg = svg(histories.len(), &histories);
             // A likelihood's label and one of the errors in the middle.
             let likelihood = if histories.is_empty() { "0.1" } else { "1e-12" };
             for label in [likelihood, "0.5"] {

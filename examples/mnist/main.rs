@@ -22,7 +22,7 @@
 //! `--compare` draws the paper's figure 6, smaller: 256 features, 30 epochs, seeds 1 to 3. Lowest, mean and highest:
 //!
 //! ```text
-//!                                    train NLL, epoch 30    test error, epoch 1               epoch 30
+//!                                train NLL, epoch 30     test error, epoch 1                epoch 30
 //! norm layer  batch 128     1.9e-4   1.9e-4   2.0e-4    6.65   7.02   7.20 %    4.15   4.32   4.40 %
 //! norm batch  batch 128     2.7e-2   2.7e-2   2.8e-2    6.10   6.43   6.65 %    3.50   3.63   3.75 %
 //! norm none   batch 128     5.3e-4   5.5e-4   5.7e-4    8.65   9.68  10.60 %    3.85   4.10   4.30 %
