@@ -186,7 +186,7 @@ fn medians<C: Recurrent<f32>>(case: &mut Case<C>, bare: &mut Bare) -> [f64; 4] {
 enum Timing {
     None,
     Turns,
-    Criterion(Criterion),
+    Criterion(Box<Criterion>),
 }
 
 fn measure<C: Recurrent<f32> + Send>(
@@ -237,7 +237,7 @@ fn main() {
     let is_given = |option: &str| std::env::args().any(|argument| argument == option);
     let mut wanted = std::env::args().skip(1).find(|argument| argument.contains('/'));
     let mut timing = if is_given("--criterion") {
-        Timing::Criterion(Criterion::default().with_output_color(false))
+        Timing::Criterion(Box::new(Criterion::default().with_output_color(false)))
     } else if is_given("--bench") {
         println!(
             "| cell | input/hidden/batch/steps | threads | bare ms | infer ms | ÷ bare | forward ms | ÷ bare | backward ms \
