@@ -271,8 +271,11 @@ fn columns_are_right<T: Number>(rows: usize, features: usize, mean: f64) {
     assert!(failures.is_empty(), "\n{}", failures.join("\n"));
 }
 
+/// dy of an element, as it follows from x̂ and from how many there are.
+type Arriving = (&'static str, fn(f64, usize) -> f64);
+
 /// What a mean, or a difference of means, sends back to a row.
-const EQUAL: [(&str, fn(f64, usize) -> f64); 4] = [
+const EQUAL: [Arriving; 4] = [
     ("dy 0.9", |_, _| 0.9),
     ("dy 1/n", |_, n| 1.0 / n as f64),
     ("dy of two signs", |xhat, _| 0.6265_f64.copysign(xhat)),
