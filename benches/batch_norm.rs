@@ -17,7 +17,7 @@ use criterion::{BenchmarkId, Criterion, Throughput};
 use fearless_simd::{Level, Simd, dispatch, f32x16, prelude::*};
 use fearless_simd_macros::simd;
 use layernorm::{Affine, BatchNorm, BatchSaved};
-use loops::{halves, near, near_sum, stream, vector_copy};
+use loops::{BOUND, halves, near, near_sum, stream, vector_copy};
 use measure::medians;
 use ndarray::{Array1, Array2, ArrayView1};
 use threads::on_threads;
@@ -91,13 +91,19 @@ impl Case {
             let of = |parameter: Option<ndarray::ArrayViewD<'_, f32>>| f64::from(parameter.expect("has one")[column]);
             let (gain, bias) = (of(self.norm.gain()), of(self.norm.bias()));
             let (x, dy) = (wide(self.x.column(column)), wide(self.dy.column(column)));
-            near("y", column, &wide(self.y.column(column)), &textbook::batch_forward(&x, gain, bias, eps, false).y);
+            near(
+                BOUND,
+                "y",
+                column,
+                &wide(self.y.column(column)),
+                &textbook::batch_forward(&x, gain, bias, eps, false).y,
+            );
             let (dx, ..) = textbook::batch_backward(&x, gain, eps, false, &dy);
-            near("dx", column, &wide(self.dx.column(column)), &dx);
+            near(BOUND, "dx", column, &wide(self.dx.column(column)), &dx);
             let normalized = textbook::batch_forward(&x, 1.0, 0.0, eps, false).y;
             let terms = normalized.iter().zip(&dy).map(|(x, dy)| x * dy);
-            near_sum("dgain", column, of(self.grad.gain()), terms);
-            near_sum("dbias", column, of(self.grad.bias()), dy.iter().copied());
+            near_sum(BOUND, "dgain", column, of(self.grad.gain()), terms);
+            near_sum(BOUND, "dbias", column, of(self.grad.bias()), dy.iter().copied());
         }
     }
 }

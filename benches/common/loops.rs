@@ -3,17 +3,20 @@
 use fearless_simd::{Simd, f32x16, prelude::*};
 use fearless_simd_macros::simd;
 
-pub(crate) fn near(name: &str, line: usize, got: &[f64], right: &[f64]) {
+/// How far a layer may be off, relative to the largest of a line.
+pub(crate) const BOUND: f64 = 1e-6;
+
+pub(crate) fn near(bound: f64, name: &str, line: usize, got: &[f64], right: &[f64]) {
     let largest = right.iter().fold(0.0, |largest: f64, x| largest.max(x.abs()));
     for (i, (got, right)) in got.iter().zip(right).enumerate() {
-        assert!((got - right).abs() <= 1e-6 * largest, "{name}[{line}, {i}]: got {got}, right is {right}");
+        assert!((got - right).abs() <= bound * largest, "{name}[{line}, {i}]: got {got}, right is {right}");
     }
 }
 
 /// Whether a sum is right: rounding grows with what is added, not with the result.
-pub(crate) fn near_sum(name: &str, column: usize, got: f64, terms: impl Iterator<Item = f64>) {
+pub(crate) fn near_sum(bound: f64, name: &str, column: usize, got: f64, terms: impl Iterator<Item = f64>) {
     let (right, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
-    assert!((got - right).abs() <= 1e-6 * size, "{name}[{column}]: got {got}, right is {right}");
+    assert!((got - right).abs() <= bound * size, "{name}[{column}]: got {got}, right is {right}");
 }
 
 /// Has each thread of the pool do its part of a loop, as far as there are two.

@@ -5,7 +5,7 @@ pub(crate) mod threads;
 
 use fearless_simd::{Level, dispatch};
 use layernorm::{LayerNorm, Saved};
-use loops::{halves, near, near_sum, plain_stream, stream, vector_copy};
+use loops::{BOUND, halves, near, near_sum, plain_stream, stream, vector_copy};
 use ndarray::{Array1, Array2, Axis};
 
 /// `rows × features`, from one row to the largest caches and beyond, long and short, wide and narrow.
@@ -111,22 +111,23 @@ impl Case {
     /// Panics unless the first and the last row of y and dx are those of the oracle, and the first and the last of dgain and
     /// dbias the sums that they should be: no time without a right result.
     pub(crate) fn check(&mut self) {
-        let passes: [[fn(&mut Self); 2]; 3] = [
-            [Self::textbook_forward, Self::textbook_backward],
-            [Self::infer, Self::backward],
-            [Self::forward, Self::backward],
+        // The textbook code adds a million f32 one after the other, and is off by 2e-4 then.
+        let passes: [([fn(&mut Self); 2], f64); 3] = [
+            ([Self::textbook_forward, Self::textbook_backward], 1e-3),
+            ([Self::infer, Self::backward], BOUND),
+            ([Self::forward, Self::backward], BOUND),
         ];
-        for [forward, backward] in passes {
+        for ([forward, backward], bound) in passes {
             self.y.fill(f32::NAN);
             self.dx.fill(f32::NAN);
             self.grad = self.norm.zero_grad();
             forward(self);
             backward(self);
-            self.check_results();
+            self.check_results(bound);
         }
     }
 
-    fn check_results(&self) {
+    fn check_results(&self, bound: f64) {
         let wide = |row: ndarray::ArrayView1<'_, f32>| row.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
         let flat = |view: Option<ndarray::ArrayViewD<'_, f32>>| -> Vec<f64> {
             view.expect("has one").iter().map(|&x| f64::from(x)).collect()
@@ -136,16 +137,16 @@ impl Case {
         for row in [0, self.x.nrows() - 1] {
             let (x, dy) = (wide(self.x.row(row)), wide(self.dy.row(row)));
             let right = textbook::forward(&x, Some(&gain), Some(&bias), eps);
-            near("y", row, &wide(self.y.row(row)), &right.y);
-            near("dx", row, &wide(self.dx.row(row)), &textbook::backward_row(&x, Some(&gain), eps, &dy));
+            near(bound, "y", row, &wide(self.y.row(row)), &right.y);
+            near(bound, "dx", row, &wide(self.dx.row(row)), &textbook::backward_row(&x, Some(&gain), eps, &dy));
         }
         let (dgain, dbias) = (flat(self.grad.gain()), flat(self.grad.bias()));
         for column in [0, self.x.ncols() - 1] {
             let (x, dy) = (wide(self.x.column(column)), wide(self.dy.column(column)));
             let (mean, rstd) = (wide(self.saved.mean()), wide(self.saved.rstd()));
             let normalized = x.iter().zip(mean.iter().zip(&rstd)).map(|(x, (mean, rstd))| (x - mean) * rstd);
-            near_sum("dgain", column, dgain[column], dy.iter().zip(normalized).map(|(dy, x)| dy * x));
-            near_sum("dbias", column, dbias[column], dy.iter().copied());
+            near_sum(bound, "dgain", column, dgain[column], dy.iter().zip(normalized).map(|(dy, x)| dy * x));
+            near_sum(bound, "dbias", column, dbias[column], dy.iter().copied());
         }
     }
 }
