@@ -24,6 +24,8 @@ pub(crate) const SHAPES: [(usize, usize); 12] = [
     (4, 1048576),
 ];
 
+type Call = fn(&mut Case);
+
 /// Everything a call needs.
 pub(crate) struct Case {
     pub(crate) norm: LayerNorm<f32>,
@@ -112,12 +114,12 @@ impl Case {
     /// dbias the sums that they should be: no time without a right result.
     pub(crate) fn check(&mut self) {
         // The textbook code adds a million f32 one after the other, and is off by 2e-4 then.
-        let passes: [([fn(&mut Self); 2], f64); 3] = [
-            ([Self::textbook_forward, Self::textbook_backward], 1e-3),
-            ([Self::infer, Self::backward], BOUND),
-            ([Self::forward, Self::backward], BOUND),
+        let passes: [(Call, Call, f64); 3] = [
+            (Self::textbook_forward, Self::textbook_backward, 1e-3),
+            (Self::infer, Self::backward, BOUND),
+            (Self::forward, Self::backward, BOUND),
         ];
-        for ([forward, backward], bound) in passes {
+        for (forward, backward, bound) in passes {
             self.y.fill(f32::NAN);
             self.dx.fill(f32::NAN);
             self.grad = self.norm.zero_grad();
