@@ -91,13 +91,8 @@ impl Case {
             let of = |parameter: Option<ndarray::ArrayViewD<'_, f32>>| f64::from(parameter.expect("has one")[column]);
             let (gain, bias) = (of(self.norm.gain()), of(self.norm.bias()));
             let (x, dy) = (wide(self.x.column(column)), wide(self.dy.column(column)));
-            near(
-                BOUND,
-                "y",
-                column,
-                &wide(self.y.column(column)),
-                &textbook::batch_forward(&x, gain, bias, eps, false).y,
-            );
+            let y = textbook::batch_forward(&x, gain, bias, eps, false).y;
+            near(BOUND, "y", column, &wide(self.y.column(column)), &y);
             let (dx, ..) = textbook::batch_backward(&x, gain, eps, false, &dy);
             near(BOUND, "dx", column, &wide(self.dx.column(column)), &dx);
             let normalized = textbook::batch_forward(&x, 1.0, 0.0, eps, false).y;
@@ -115,8 +110,8 @@ fn read<S: Simd, const R: usize>(simd: S, arrays: [&[f32]; R]) {
     let mut sums = [f32x16::splat(simd, 0.0); 4];
     for start in (0..len).step_by(64) {
         for array in arrays {
-            for (i, sum) in sums.iter_mut().enumerate() {
-                *sum += f32x16::from_slice(simd, &array[start + 16 * i..][..16]);
+            for i in 0..4 {
+                sums[i] += f32x16::from_slice(simd, &array[start + 16 * i..][..16]);
             }
         }
     }
