@@ -110,14 +110,14 @@ fn plain_rows<S: Simd, T: Number, const CENTRED: bool>(
     }
     let rows = kept.mean.len();
     let vectors = layer.features.div_ceil(T::LANES);
-    // Memory sets the pace, and it is fastest where each row is read and written before the next. The columns of rows of several
-    // blocks leave L1 before the next row comes: two share their way from L2, which takes 0.83 to 0.98 of the time on a Zen 3.
+    // Memory sets the pace, and it is fastest where each row is read and written before the next.
     let alone = if const { is_avx2::<S>() } {
         place == Place::Shared && vectors > 8 || place == Place::Memory && vectors > 4
     } else {
         place == Place::Memory && (5..=lines::alone(layer.spread)).contains(&vectors)
     };
     let done = if const { is_avx2::<S>() } && place == Place::Memory && layer.features > T::BLOCK {
+        // The columns leave L1 before the next row comes: two share their way from L2, 0.83 to 0.98 of the time on a Zen 3.
         let pairs = if vectors < DX_IS_GONE {
             groups::<S, T, 2, 2, CENTRED, 6, 0>
         } else {
