@@ -25,7 +25,8 @@
 //! dbias   |dbias − ref| / Σ|dy|                         of each feature     2.5e-6   5e-15
 //! ```
 //!
-//! dx has 33 from the sum of q and 33 from that of q·x̂.
+//! dx has 33 from the sum of q and 33 from that of q·x̂. The bound of y is found, not derived: of millions of rows of two
+//! values, which are the worst, none was off by more than 3e-7.
 
 use std::fmt::{Display, Write};
 
@@ -284,12 +285,11 @@ const EQUAL: [Arriving; 4] = [
 
 fn rows_are_right_whatever_the_numbers<T: Number>() {
     let [bound_of_y, bound_of_dx, _] = T::BOUNDS.any;
-    let constant = |value| move |features: usize| Array1::from_elem(features, T::of(value));
-    let (gains, biases) = (constant(0.69280106), constant(-0.37756342));
     for features in [20, 64, 768, 1549, 2048, 5000] {
         let noise = pattern(FORMS.len() * features, 300);
         let [(_, plain), (_, random)] = layers::<T>(features);
-        let shifted = plain.clone().with_gain(gains(features)).unwrap().with_bias(biases(features)).unwrap();
+        let [gain, bias] = [0.69280106, -0.37756342].map(|value| Array1::from_elem(features, T::of(value)));
+        let shifted = plain.clone().with_gain(gain).unwrap().with_bias(bias).unwrap();
         let (mut worst_y, mut worst_dx) = (Worst::default(), Worst::default());
         for (form, f) in FORMS {
             let x: Vec<_> = (0..features).map(|i| T::of(f(noise[i], i, features))).collect();
@@ -324,7 +324,7 @@ fn rows_are_right_whatever_the_numbers<T: Number>() {
 fn columns_are_right_whatever_the_numbers<T: Number>() {
     for rows in [64, 1000, 8192] {
         for dy in [0.001, 0.5550108, 1.0 / rows as f64] {
-            // Rows of two values, all the same: every term of a column is.
+            // All rows are the same, and so are the terms of a column.
             let x = Array2::from_shape_fn((rows, 3), |(_, feature)| T::of([1.7, -0.3, 0.4][feature]));
             let dy = Array2::from_elem((rows, 3), T::of(dy));
             let norm = LayerNorm::<T>::new(3);
