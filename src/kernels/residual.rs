@@ -20,7 +20,7 @@
 //! ```
 //!
 //! On a Zen 3, rows of 512 and more features took 0.78 to 0.98 of the time so, shorter ones 0.8 to 1.05, and backward 0.88 to
-//! 0.96 of that again since dsum is added in the pass that makes dresidual.
+//! 1.02 of that again since dsum is added in the pass that makes dresidual.
 //!
 //! Forward of longer rows takes a block at a time, as [`ahead`](super::ahead) does, which took 0.93 to 1 of the time:
 //!
